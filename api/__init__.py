@@ -1,0 +1,1 @@
+"""HTTP and command line: validates, authenticates, sends, waits, answers."""

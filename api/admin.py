@@ -1,0 +1,359 @@
+"""The commands for administrators: businesses, keys, users, migrations, and proving the books."""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from datetime import datetime
+from functools import wraps
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import rich_click as click
+import sqlalchemy as sa
+from psycopg.errors import UndefinedTable
+from sqlalchemy import Connection
+
+from api.data_dir import DEFAULT_DATA_DIR, DataDir, DataDirError
+from core import businesses
+from core.businesses import ApiKey, Business, BusinessError, PayoutUser
+from core.credentials import KeyKind
+from core.database import Database, describe_error
+from core.errors import UserError
+from core.ids import IdKind, format_id, parse_id
+from core.money import BALANCE_MAX_CENTS, format_dollars
+from core.schema import migrate as run_migrations
+from core.settings import check_database_url
+from core.verification import verify as run_verification
+
+Document = dict[str, Any] | list[dict[str, Any]]
+_DATABASE_URL = "PAYOUTS_DATABASE_URL"
+
+
+class DatabaseCommandError(UserError):
+    """The database did not do what a command asked of it."""
+
+
+def _explain(error: sa.exc.SQLAlchemyError) -> str:
+    if isinstance(error, sa.exc.ProgrammingError) and isinstance(error.orig, UndefinedTable):
+        return "the database has no Payouts tables yet; run: payouts migrate"
+    if isinstance(error, sa.exc.OperationalError | sa.exc.TimeoutError):
+        return f"PostgreSQL cannot be reached; is `payouts up` running? ({describe_error(error)})"
+    return f"PostgreSQL refused: {describe_error(error)}"
+
+
+def _admin_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add `--json` and `--data-dir`; the command gets `as_json` and an open `database`."""
+
+    @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+    @click.option(
+        "--data-dir",
+        type=click.Path(path_type=Path, file_okay=False),
+        help=f"Find the database that `payouts up` runs there (without {_DATABASE_URL}: {DEFAULT_DATA_DIR}).",
+    )
+    @wraps(command)
+    def wrapper(*args: Any, data_dir: Path | None, **kwargs: Any) -> None:
+        try:
+            with Database(_find_database_url(data_dir), transaction_timeout_s=None) as database:
+                command(*args, database=database, **kwargs)
+        except sa.exc.SQLAlchemyError as error:
+            raise DatabaseCommandError(_explain(error)) from None
+
+    return wrapper
+
+
+def _find_database_url(data_dir: Path | None) -> str:
+    url = os.environ.get(_DATABASE_URL, "").strip()
+    if data_dir is None and url:
+        return check_database_url(url)
+    path = data_dir or DEFAULT_DATA_DIR
+    url = DataDir(path).read_settings().get(_DATABASE_URL, "")
+    if not url:
+        text = f"{path} holds no database yet: run `payouts up --data-dir {path}`, or set {_DATABASE_URL}"
+        raise DataDirError(text)
+    return url
+
+
+def _print(document: Document, lines: Iterator[str] | list[str], *, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+    else:
+        for line in lines:
+            click.echo(line)
+
+
+@click.command()
+@_admin_options
+def migrate(*, database: Database, as_json: bool) -> None:
+    """Bring the database to this version's schema."""
+    revision = run_migrations(database)
+    _print({"revision": revision}, [f"The database is at revision {revision}."], as_json=as_json)
+
+
+@click.command()
+@_admin_options
+def verify(*, database: Database, as_json: bool) -> None:
+    """Prove that the books balance; exit code 1 where they do not."""
+    with database.snapshot() as connection:
+        found = run_verification(connection)
+    lines = [
+        f"{each.id}: {each.rule}: expected {each.expected_cents} cents, found {each.actual_cents}"
+        for each in found.discrepancies
+    ]
+    verdict = "The books balance" if found.balanced else f"The books do not balance in {len(lines)} places"
+    lines.append(
+        f"{verdict}: {found.businesses} businesses (test twins included), {found.payout_users} payout users, "
+        f"{found.transactions} transactions."
+    )
+    _print(asdict(found) | {"balanced": found.balanced}, lines, as_json=as_json)
+    if not found.balanced:
+        sys.exit(1)
+
+
+@click.group()
+def business() -> None:
+    """Create and manage businesses."""
+
+
+@business.command("create")
+@click.argument("name")
+@click.option("--funds", type=click.IntRange(0, BALANCE_MAX_CENTS), default=0, metavar="CENTS", help="First funding.")
+@click.option("--enable-payouts", is_flag=True, help="Switch payouts on at once.")
+@_admin_options
+def business_create(name: str, funds: int, enable_payouts: bool, *, database: Database, as_json: bool) -> None:
+    """Create a business with a secret and a public key, which are shown this once."""
+    with database.transaction() as connection:
+        created = businesses.create_business(connection, name, payouts_enabled=enable_payouts)
+        if funds:
+            created = businesses.fund_business(connection, created.id, funds)
+        _, secret_key = businesses.create_api_key(connection, created.id, KeyKind.SECRET)
+        _, public_key = businesses.create_api_key(connection, created.id, KeyKind.PUBLIC)
+    keys = {"secret_key": secret_key, "public_key": public_key}
+    lines = [*_describe_business(created), f"  secret key       {secret_key}  (shown only now)"]
+    lines.append(f"  public key       {public_key}")
+    _print(_business_document(created) | keys, lines, as_json=as_json)
+
+
+@business.command("list")
+@_admin_options
+def business_list(*, database: Database, as_json: bool) -> None:
+    """List all businesses."""
+    with database.transaction() as connection:
+        found = businesses.list_businesses(connection)
+    lines = [
+        f"{format_id(IdKind.BUSINESS, each.id)}  {format_dollars(each.payout_balance):>18}  "
+        f"{'enabled ' if each.payouts_enabled else 'disabled'}  {each.name}"
+        for each in found
+    ]
+    _print(
+        [_business_document(each) for each in found],
+        lines or ["There are no businesses yet."],
+        as_json=as_json,
+    )
+
+
+def _business_action(
+    action: Callable[[Connection, UUID], Business], business_ref: str, database: Database, *, as_json: bool
+) -> None:
+    with database.transaction() as connection:
+        changed = action(connection, _find_business(connection, business_ref).id)
+    _print(_business_document(changed), _describe_business(changed), as_json=as_json)
+
+
+@business.command("show")
+@click.argument("business_ref", metavar="BUSINESS")
+@_admin_options
+def business_show(business_ref: str, *, database: Database, as_json: bool) -> None:
+    """Show a business, by id or name."""
+    _business_action(businesses.get_business, business_ref, database, as_json=as_json)
+
+
+@business.command("enable")
+@click.argument("business_ref", metavar="BUSINESS")
+@_admin_options
+def business_enable(business_ref: str, *, database: Database, as_json: bool) -> None:
+    """Switch payouts on."""
+    _business_action(
+        lambda connection, id_: businesses.set_payouts_enabled(connection, id_, enabled=True),
+        business_ref,
+        database,
+        as_json=as_json,
+    )
+
+
+@business.command("disable")
+@click.argument("business_ref", metavar="BUSINESS")
+@_admin_options
+def business_disable(business_ref: str, *, database: Database, as_json: bool) -> None:
+    """Switch payouts off."""
+    _business_action(
+        lambda connection, id_: businesses.set_payouts_enabled(connection, id_, enabled=False),
+        business_ref,
+        database,
+        as_json=as_json,
+    )
+
+
+@business.command("fund")
+@click.argument("business_ref", metavar="BUSINESS")
+@click.argument("amount_cents", metavar="CENTS", type=click.IntRange(1, BALANCE_MAX_CENTS))
+@_admin_options
+def business_fund(business_ref: str, amount_cents: int, *, database: Database, as_json: bool) -> None:
+    """Add cents to the payout balance."""
+    _business_action(
+        lambda connection, id_: businesses.fund_business(connection, id_, amount_cents),
+        business_ref,
+        database,
+        as_json=as_json,
+    )
+
+
+@click.group()
+def key() -> None:
+    """Create and manage API keys."""
+
+
+@key.command("create")
+@click.argument("business_ref", metavar="BUSINESS")
+@click.option("--test", "is_test", is_flag=True, help="A key for the business's test twin.")
+@click.option("--public", "is_public", is_flag=True, help="A public key in place of a secret one.")
+@_admin_options
+def key_create(business_ref: str, is_test: bool, is_public: bool, *, database: Database, as_json: bool) -> None:
+    """Create an API key, which is shown this once."""
+    kind = KeyKind.PUBLIC if is_public else KeyKind.SECRET
+    with database.transaction() as connection:
+        owner = _find_business(connection, business_ref)
+        created, text = businesses.create_api_key(connection, owner.twin_id if is_test else owner.id, kind)
+    document = _api_key_document(created) | {f"{kind}_key": text}
+    _print(document, [f"{format_id(IdKind.API_KEY, created.id)}  {text}  (shown only now)"], as_json=as_json)
+
+
+@key.command("list")
+@click.argument("business_ref", metavar="BUSINESS")
+@_admin_options
+def key_list(business_ref: str, *, database: Database, as_json: bool) -> None:
+    """List a business's API keys, those of its test twin and revoked ones too."""
+    with database.transaction() as connection:
+        found = businesses.list_api_keys(connection, _find_business(connection, business_ref).id)
+    lines = [
+        f"{format_id(IdKind.API_KEY, each.id)}  {each.mode}  {each.kind}  …{each.last4}  "
+        f"{'revoked ' + _time(each.revoked_at) if each.revoked_at else 'live since ' + _time(each.created_at)}"
+        for each in found
+    ]
+    _print([_api_key_document(each) for each in found], lines, as_json=as_json)
+
+
+@key.command("revoke")
+@click.argument("key_id", metavar="KEY_ID")
+@_admin_options
+def key_revoke(key_id: str, *, database: Database, as_json: bool) -> None:
+    """Revoke an API key: it moves no money from now on."""
+    id_ = parse_id(IdKind.API_KEY, key_id)
+    if id_ is None:
+        text = "A key is named by its id, such as `payouts key list` shows it: key_…"
+        raise BusinessError(text)
+    with database.transaction() as connection:
+        revoked = businesses.revoke_api_key(connection, id_)
+    _print(_api_key_document(revoked), [f"{key_id} is revoked."], as_json=as_json)
+
+
+@click.group()
+def user() -> None:
+    """See payout users."""
+
+
+@user.command("show")
+@click.argument("words", metavar="[BUSINESS] EMAIL", nargs=-1, required=True)
+@_admin_options
+def user_show(words: tuple[str, ...], *, database: Database, as_json: bool) -> None:
+    """Show a payout user by e-mail, in any spelling; name the business where several have such a user."""
+    *business_ref, email = words
+    if len(business_ref) > 1:
+        text = "Expected: payouts user show [BUSINESS] EMAIL"
+        raise BusinessError(text)
+    with database.transaction() as connection:
+        business_id = _find_business(connection, business_ref[0]).id if business_ref else None
+        found = businesses.find_payout_user(connection, business_id, email)
+    lines = [
+        f"{format_id(IdKind.PAYOUT_USER, found.id)}  {found.email}",
+        f"  balance          {format_dollars(found.balance)}",
+        f"  status           {found.status}",
+        f"  created          {_time(found.created_at)}",
+        f"  updated          {_time(found.updated_at)}",
+    ]
+    _print(_user_document(found), lines, as_json=as_json)
+
+
+def _find_business(connection: Connection, reference: str) -> Business:
+    id_ = parse_id(IdKind.BUSINESS, reference)
+    found = businesses.get_business(connection, id_) if id_ else None
+    found = found or businesses.find_business_by_name(connection, reference)
+    if found is None:
+        text = f"There is no business with the id or name {reference!r}."
+        raise BusinessError(text)
+    return found
+
+
+def _time(value: datetime) -> str:
+    return value.isoformat().replace("+00:00", "Z")
+
+
+def _describe_business(each: Business) -> list[str]:
+    return [
+        f"{format_id(IdKind.BUSINESS, each.id)}  {each.name}",
+        f"  payout balance   {format_dollars(each.payout_balance)}",
+        f"  reserved         {format_dollars(each.reserved_balance)}",
+        f"  main balance     {format_dollars(each.balance)}",
+        f"  payouts          {'enabled' if each.payouts_enabled else 'disabled'}",
+    ]
+
+
+def _business_document(each: Business) -> dict[str, Any]:
+    return {
+        "id": format_id(IdKind.BUSINESS, each.id),
+        "name": each.name,
+        "mode": each.mode,
+        "twin_id": format_id(IdKind.BUSINESS, each.twin_id),
+        "balance": each.balance,
+        "payout_balance": each.payout_balance,
+        "reserved_balance": each.reserved_balance,
+        "payouts_enabled": each.payouts_enabled,
+        "created_at": _time(each.created_at),
+    }
+
+
+def _api_key_document(each: ApiKey) -> dict[str, Any]:
+    return {
+        "id": format_id(IdKind.API_KEY, each.id),
+        "business_id": format_id(IdKind.BUSINESS, each.business_id),
+        "mode": each.mode,
+        "kind": each.kind,
+        "last4": each.last4,
+        "created_at": _time(each.created_at),
+        "last_used_at": _time(each.last_used_at) if each.last_used_at else None,
+        "revoked_at": _time(each.revoked_at) if each.revoked_at else None,
+    }
+
+
+def _user_document(each: PayoutUser) -> dict[str, Any]:
+    return {
+        "id": format_id(IdKind.PAYOUT_USER, each.id),
+        "business_id": format_id(IdKind.BUSINESS, each.business_id),
+        "email": each.email,
+        "balance": each.balance,
+        "currency": "USD",
+        "status": each.status,
+        "created_at": _time(each.created_at),
+        "updated_at": _time(each.updated_at),
+    }
+
+
+COMMANDS: dict[str, click.Command] = {
+    "migrate": migrate,
+    "business": business,
+    "key": key,
+    "user": user,
+    "verify": verify,
+}

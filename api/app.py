@@ -1,0 +1,140 @@
+"""The wiring of the HTTP application. Nothing connects before its lifespan begins."""
+
+import asyncio
+import logging
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from litestar import Litestar, Request, Response
+from litestar.exceptions import HTTPException
+from litestar.openapi import OpenAPIConfig
+from litestar.openapi.plugins import JsonRenderPlugin
+from litestar.openapi.spec import Components, SecurityScheme
+from redis.asyncio import Redis
+
+from api import responses
+from api.authentication import Authenticator
+from api.clock import DatabaseClock
+from api.dispatcher import Dispatcher
+from api.health import health_routes
+from api.payouts import create_payout_route
+from api.publisher import Publisher, make_instance_prefix
+from api.replies import Replies
+from api.request_id import add_request_id
+from api.responses import Refusal
+from api.settler import Settler
+from core.database import Database, describe_error
+from core.errors import UserError
+from core.messages import BatchCodec
+from core.revision import wait_for_schema
+from core.settings import Settings, load_settings
+from workers.app import create_celery
+
+logger = logging.getLogger(__name__)
+
+_REFUSAL_BY_STATUS = {
+    refusal.status_code: refusal
+    for refusal in (
+        responses.UNAUTHORIZED,
+        responses.NOT_FOUND,
+        responses.METHOD_NOT_ALLOWED,
+        responses.BODY_TOO_LARGE,
+        responses.TOO_MANY_REQUESTS,
+        responses.INTERNAL_ERROR,
+    )
+}
+
+
+def create_app(settings: Settings) -> Litestar:
+    """Make the application with everything it needs."""
+    database = Database.from_settings(settings)
+    redis = Redis.from_url(
+        settings.redis_url,
+        socket_timeout=settings.redis_timeout_s,
+        socket_connect_timeout=settings.redis_timeout_s,
+    )
+    clock = DatabaseClock(database)
+    prefix = make_instance_prefix()
+    publisher = Publisher(
+        create_celery(settings),
+        BatchCodec(settings.hash_secret_bytes),
+        prefix,
+        threads=settings.in_flight_max * 2,
+    )
+    replies = Replies(redis, prefix)
+    settler = Settler(database, clock, timeout_s=settings.settle_timeout_s)
+    dispatcher = Dispatcher(settings, clock, publisher, replies, settler)
+
+    @asynccontextmanager
+    async def lifespan(_: Litestar) -> AsyncIterator[None]:
+        await asyncio.to_thread(clock.measure)
+        background = [asyncio.create_task(work) for work in (replies.listen(), clock.keep_fresh(), dispatcher.sweep())]
+        try:
+            yield
+        finally:
+            await dispatcher.close(settings.reply_timeout_s + settings.settle_timeout_s)
+            for task in background:
+                task.cancel()
+            await asyncio.gather(*background, return_exceptions=True)
+            publisher.close()
+            await redis.aclose()
+            database.close()
+
+    create_payout = create_payout_route(
+        database,
+        Authenticator(database),
+        dispatcher,
+        hash_secret=settings.hash_secret_bytes,
+        body_max_bytes=settings.request_body_max_bytes,
+    )
+    return Litestar(
+        [create_payout, *health_routes(database, replies, dispatcher)],
+        lifespan=[lifespan],
+        before_send=[add_request_id],
+        exception_handlers={HTTPException: _answer_http_exception, Exception: _answer_unexpected},
+        logging_config=None,
+        openapi_config=OpenAPIConfig(
+            title="Payouts",
+            version="1",
+            path="/schema",
+            render_plugins=[JsonRenderPlugin()],
+            components=Components(
+                security_schemes={
+                    "apiKey": SecurityScheme(type="http", scheme="bearer", description="A secret API key, `sk_…`")
+                }
+            ),
+        ),
+    )
+
+
+def create_app_from_environment() -> Litestar:
+    """Make the application from `PAYOUTS_…` variables, once its database is there.
+
+    Wrong settings end the process with code 2; a database that stays out of reach, or is not migrated, with 1.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        settings = load_settings()
+        with Database.from_settings(settings) as database:
+            wait_for_schema(database, settings.startup_timeout_s)
+    except UserError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(error.exit_code)
+    return create_app(settings)
+
+
+def _answer_http_exception(_: Request[Any, Any, Any], error: HTTPException) -> Response[Any]:
+    refusal = _REFUSAL_BY_STATUS.get(error.status_code)
+    if refusal is None:
+        refusal = Refusal(error.status_code, "Bad request") if error.status_code < 500 else responses.INTERNAL_ERROR
+    response = refusal.response()
+    if allow := (error.headers or {}).get("allow"):
+        response.headers["Allow"] = allow
+    return response
+
+
+def _answer_unexpected(_: Request[Any, Any, Any], error: Exception) -> Response[Any]:
+    logger.error("a request was answered 500: %s", describe_error(error))
+    return responses.INTERNAL_ERROR.response()

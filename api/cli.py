@@ -1,0 +1,62 @@
+"""The command line `payouts`: one line for each known error, and nothing slow imported before it is needed."""
+
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import NoReturn
+
+import rich_click as click
+
+from api.data_dir import DEFAULT_DATA_DIR
+from api.up import run_up
+from core.errors import UserError
+
+
+def main() -> NoReturn:
+    """Run the command line; what the user can put right is one line on standard error."""
+    try:
+        cli()
+    except UserError as error:
+        for line in str(error).splitlines():
+            click.echo(f"Error: {line}", err=True)
+        sys.exit(error.exit_code)
+    sys.exit(0)
+
+
+class _LazyGroup(click.RichGroup):
+    """Imports the administrators' commands, and SQLAlchemy with them, only where one is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return ["up", *self._admin_commands()]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        return up if cmd_name == "up" else self._admin_commands().get(cmd_name)
+
+    @staticmethod
+    def _admin_commands() -> dict[str, click.Command]:
+        from api.admin import COMMANDS
+
+        return COMMANDS
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(version("payouts"), package_name="payouts")
+def cli() -> None:
+    """Pay people by e-mail."""
+
+
+@click.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8000, envvar="PORT", show_default=True, help="Port; or $PORT."
+)
+@click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=DEFAULT_DATA_DIR,
+    show_default=True,
+    help="Where the embedded servers keep their data.",
+)
+def up(host: str, port: int, data_dir: Path) -> None:
+    """Run everything on this machine."""
+    run_up(host, port, data_dir)

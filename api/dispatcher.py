@@ -1,0 +1,181 @@
+"""Coalesces whatever is waiting into one Celery task, and tells each caller its outcome.
+
+Group commit in front of Celery: when a slot is free, everything that may go is sent as one batch. Idle, that is
+a batch of one sent at once; under load, batches grow by themselves while the previous one is under way.
+"""
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from typing import Any
+
+from api.clock import DatabaseClock
+from api.publisher import Publisher
+from api.replies import Replies, Reply
+from api.settler import Settler
+from api.waiting import Pending, WaitingList
+from core.messages import Allocation, Outcome
+from core.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+_SWEEP_S = 0.1
+
+
+class TooManyWaitingError(Exception):
+    """More callers than `waiting_max` wait in this process already."""
+
+
+class Dispatcher:
+    """Batches, publishes, resends and settles. All of it runs on the event loop."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        clock: DatabaseClock,
+        publisher: Publisher,
+        replies: Replies,
+        settler: Settler,
+    ) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._publisher = publisher
+        self._replies = replies
+        self._settler = settler
+        self._waiting = WaitingList()
+        self._callers = 0
+        self._in_flight = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def deadline_us(self) -> int:
+        """Return the deadline of an allocation that arrives now, in the database's time."""
+        return self._clock.now_us() + round(self._settings.reply_timeout_s * 1_000_000)
+
+    async def allocate(self, allocation: Allocation) -> Outcome:
+        """Have an allocation carried out and return its outcome.
+
+        `expired` and `failed` mean that nothing was debited and nothing will be.
+
+        Raises:
+            TooManyWaitingError: too many others wait; nothing was sent.
+
+        """
+        if self._callers >= self._settings.waiting_max:
+            raise TooManyWaitingError
+        self._callers += 1
+        pending = Pending(allocation, asyncio.get_running_loop().create_future())
+        try:
+            self._waiting.add(pending)
+            self._send_what_may_go()
+            return await pending.outcome
+        finally:
+            self._callers -= 1
+
+    async def sweep(self) -> None:
+        """Answer, for ever, those whose deadline passes before they could be sent."""
+        while True:
+            await asyncio.sleep(_SWEEP_S)
+            for pending in self._waiting.take_expired(self._clock.now_us()):
+                pending.answer(Outcome.EXPIRED)
+
+    async def probe(self, timeout_s: float) -> bool:
+        """Send an empty batch; tell whether a worker carried it out in time."""
+        task_id = self._publisher.make_task_id()
+        reply = self._replies.expect(task_id)
+        try:
+            await self._publisher.publish(task_id, [])
+            return await asyncio.wait_for(reply, timeout_s) == []
+        except TimeoutError:
+            return False
+        finally:
+            self._replies.forget(task_id)
+
+    async def close(self, timeout_s: float) -> None:
+        """Wait until every batch is answered and settled, for a bounded time."""
+        if self._tasks:
+            _, unfinished = await asyncio.wait(self._tasks, timeout=timeout_s)
+            if unfinished:
+                logger.error("%d batches were still being settled when the process ended", len(unfinished))
+
+    def _send_what_may_go(self) -> None:
+        while self._in_flight < self._settings.in_flight_max:
+            batch = self._waiting.take(self._settings.batch_max)
+            if not batch:
+                return
+            self._in_flight += 1
+            self._start(self._deliver(batch))
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _deliver(self, batch: list[Pending]) -> None:
+        """Publish a batch until each of it is answered or handed over to settling."""
+        try:
+            await self._exchange(batch)
+        finally:
+            self._in_flight -= 1
+            self._waiting.release({pending.allocation.business_id for pending in batch})
+            self._send_what_may_go()
+
+    async def _exchange(self, batch: list[Pending]) -> None:
+        loop = asyncio.get_running_loop()
+        undecided = batch
+        copies: dict[asyncio.Future[Reply], tuple[str, list[Pending]]] = {}
+        published = 0
+        try:
+            while undecided:
+                task_id = self._publisher.make_task_id()
+                copies[self._replies.expect(task_id)] = (task_id, undecided)
+                published += 1
+                await self._publisher.publish(task_id, [pending.allocation for pending in undecided])
+                resend_at = loop.time() + self._settings.resend_after_s
+                while undecided and (wait_s := self._wait_s(resend_at, undecided)) > 0:
+                    if not copies:  # every copy came back with something undecided: try again at its time
+                        await asyncio.sleep(wait_s)
+                        continue
+                    done, _ = await asyncio.wait(copies, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
+                    for future in done:
+                        _, sent = copies.pop(future)
+                        self._answer(sent, future.result(), is_only_copy=published == 1)
+                    undecided = self._hand_over(undecided)
+                undecided = self._hand_over(undecided)
+        finally:
+            for task_id, _ in copies.values():
+                self._replies.forget(task_id)
+
+    def _wait_s(self, resend_at: float, undecided: list[Pending]) -> float:
+        """Return the time until the batch is resent or the first deadline passes."""
+        first_deadline_us = min(pending.allocation.deadline_us for pending in undecided)
+        until_deadline_s = (first_deadline_us - self._clock.now_us()) / 1_000_000
+        return min(resend_at - asyncio.get_running_loop().time(), until_deadline_s)
+
+    def _answer(self, sent: list[Pending], reply: Reply, *, is_only_copy: bool) -> None:
+        """Answer callers from a worker's reply.
+
+        A refusal is certain while only one copy of the batch was ever sent. Otherwise another copy may still
+        pay (after a top-up, say), so the caller is told at the deadline, when that is settled.
+        """
+        if reply is None or len(reply) != len(sent):
+            return
+        for pending, outcome in zip(sent, reply, strict=True):
+            if outcome is Outcome.FAILED:
+                continue
+            if is_only_copy or outcome in {Outcome.ALLOCATED, Outcome.REPLAYED, Outcome.EXPIRED}:
+                pending.answer(outcome)
+            else:
+                pending.refusal = outcome
+
+    def _hand_over(self, undecided: list[Pending]) -> list[Pending]:
+        """Hand those that cannot be answered by a reply any more over to settling; return the others."""
+        now_us = self._clock.now_us()
+        due: list[Pending] = []
+        others: list[Pending] = []
+        for pending in undecided:
+            if not pending.outcome.done():
+                is_due = pending.refusal is not None or pending.allocation.deadline_us <= now_us
+                (due if is_due else others).append(pending)
+        if due:
+            self._start(self._settler.settle(due))
+        return others

@@ -1,0 +1,124 @@
+"""Runs the Procfile's processes: one log, those that end are started again, all are stopped together."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from honcho.environ import parse_procfile
+
+_RESTART_AFTER_S = 1.0
+_STOP_WITHIN_S = 8.0
+_POLL_S = 0.1
+
+
+class SupervisedProcess:
+    """One Procfile line in a session of its own, so that a Ctrl-C reaches it through us alone."""
+
+    def __init__(self, name: str, command: str, environment: Mapping[str, str], *, name_width: int) -> None:
+        self.name = name
+        self.starts = 0
+        self._command = command
+        self._environment = dict(environment)
+        self._prefix = f"{name:<{name_width}} | "
+        self._process: subprocess.Popen[str] | None = None
+
+    def start(self) -> None:
+        """Start it, and copy each line that it prints to our standard output."""
+        self.starts += 1
+        self._process = subprocess.Popen(  # noqa: S602 (a Procfile line is a shell command)
+            self._command,
+            shell=True,
+            env=self._environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            text=True,
+            errors="replace",
+        )
+        threading.Thread(target=self._copy_output, args=[self._process], daemon=True).start()
+
+    def is_running(self) -> bool:
+        """Tell whether it runs."""
+        return self._process is not None and self._process.poll() is None
+
+    def terminate(self) -> None:
+        """Ask it to end."""
+        if self._process is not None and self.is_running():
+            self._process.terminate()
+
+    def kill(self) -> None:
+        """End it, and whatever it started and left behind."""
+        if self._process is None:
+            return
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+    def _copy_output(self, process: subprocess.Popen[str]) -> None:
+        assert process.stdout is not None  # noqa: S101 (a pipe was asked for)
+        for line in process.stdout:
+            if line.strip():
+                print_line(self._prefix + line.rstrip("\n"))
+
+
+def print_line(line: str) -> None:
+    """Write a whole line at once; a reader who has gone is no reason to fail."""
+    try:
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
+    except (BrokenPipeError, ValueError):
+        pass
+
+
+class Supervisor:
+    """Keeps all of a Procfile's processes running until it is told to stop."""
+
+    def __init__(self, procfile: Path, environment: Mapping[str, str]) -> None:
+        commands: dict[str, str] = parse_procfile(procfile.read_text()).processes
+        width = max(len(name) for name in commands)
+        self._processes = [
+            SupervisedProcess(name, command, environment, name_width=width) for name, command in commands.items()
+        ]
+        self._stopping = threading.Event()
+
+    def start(self) -> None:
+        """Start all of them."""
+        for process in self._processes:
+            process.start()
+
+    def watch(self) -> None:
+        """Start again what ends, until `ask_to_stop`."""
+        while not self._stopping.wait(_POLL_S):
+            for process in self._processes:
+                if process.is_running():
+                    continue
+                print_line(f"{process.name} has ended; it is started again")
+                if self._stopping.wait(_RESTART_AFTER_S):
+                    return
+                process.start()
+
+    def restarts(self) -> int:
+        """Return how often something had to be started again."""
+        return sum(process.starts - 1 for process in self._processes)
+
+    def ask_to_stop(self) -> None:
+        """Make `watch` return; safe in a signal handler."""
+        self._stopping.set()
+
+    def stop(self) -> None:
+        """End all of them: by asking, and after a few seconds without asking."""
+        self._stopping.set()
+        for process in self._processes:
+            process.terminate()
+        give_up_at = time.monotonic() + _STOP_WITHIN_S
+        while any(process.is_running() for process in self._processes) and time.monotonic() < give_up_at:
+            time.sleep(0.02)
+        for process in self._processes:
+            process.kill()

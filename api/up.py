@@ -1,0 +1,185 @@
+"""`payouts up`: the whole system on one machine, from nothing to the first 201."""
+
+import errno
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from api.data_dir import DataDir
+from api.embedded import EmbeddedPostgres, EmbeddedValkey, find_free_port
+from api.supervisor import Supervisor, print_line
+from core.errors import UserError
+from core.money import format_dollars
+from core.settings import load_settings
+
+PROCFILE = Path(__file__).resolve().parent.parent / "Procfile"
+MARK = "PAYOUTS_UP_DATA_DIR"
+"""In the environment of everything that we start, so that it is known again after a crash of ours."""
+_RESTARTS_BEFORE_READY_MAX = 3
+_READY_WITHIN_S = 60.0
+_LEFTOVERS_END_WITHIN_S = 5.0
+_HEALTH_TIMEOUT_S = 5.0
+_POLL_S = 0.05
+
+
+class UpError(UserError):
+    """The system cannot be started; the text says why, in one line."""
+
+
+def run_up(host: str, port: int, data_path: Path) -> None:
+    """Start everything, print how to use it, and stop everything at Ctrl-C or SIGTERM.
+
+    Raises:
+        UserError: something is in the way; nothing is left running.
+
+    """
+    data_dir = DataDir(data_path)
+    data_dir.lock()
+    _end_leftovers(data_path)
+    port = _check_port(host, port)
+    with ExitStack() as stack, _stop_signals() as stop_asked:
+        variables = _start_servers(data_dir, stack)
+        settings = load_settings(variables)
+        supervisor = Supervisor(PROCFILE, _process_environment(variables, host, port, data_path))
+        stack.callback(supervisor.stop)
+        supervisor.start()
+        watcher = threading.Thread(target=supervisor.watch, daemon=True)
+        watcher.start()
+        # The processes take seconds to import what they need, and the web process waits for the migrations.
+        from api import preparation
+
+        demo_key = preparation.prepare_database(settings, data_dir)
+        data_dir.write_settings(variables)
+        base_url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        _wait_until_ready(base_url, supervisor, stop_asked)
+        if not stop_asked.is_set():
+            funds = format_dollars(preparation.DEMO_FUNDS_CENTS)
+            _print_ready(base_url, demo_key, funds, data_path)
+        stop_asked.wait()
+        print_line("Stopping …")
+        supervisor.ask_to_stop()
+        watcher.join()
+
+
+@contextmanager
+def _stop_signals() -> Iterator[threading.Event]:
+    """Turn Ctrl-C, SIGTERM and a closed terminal into an event, also while servers are being started."""
+    asked = threading.Event()
+    handled = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.signal(number, lambda *_: asked.set()) for number in handled]
+    try:
+        yield asked
+    finally:
+        for number, handler in zip(handled, before, strict=True):
+            signal.signal(number, handler)
+
+
+def _end_leftovers(data_path: Path) -> None:
+    """End what an earlier `payouts up` on this directory started and, being killed, could not stop."""
+    try:
+        import psutil
+    except ModuleNotFoundError:
+        return  # without the embedded servers there is no such thing to come back to
+    leftovers = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(MARK) == str(data_path.resolve()) and process.pid != os.getpid():
+                process.terminate()
+                leftovers.append(process)
+        except (psutil.Error, OSError):
+            continue
+    _, alive = psutil.wait_procs(leftovers, timeout=_LEFTOVERS_END_WITHIN_S)
+    for process in alive:
+        process.kill()
+    psutil.wait_procs(alive, timeout=_LEFTOVERS_END_WITHIN_S)
+
+
+def _check_port(host: str, port: int) -> int:
+    """Find out early, and before anything is touched, that the port can be had; 0 chooses one."""
+    if port == 0:
+        return find_free_port()
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                text = f"port {port} on {host} is already in use; choose another with --port"
+            else:
+                text = f"port {port} on {host} cannot be used: {error.strerror or error}"
+            raise UpError(text) from None
+    return port
+
+
+def _start_servers(data_dir: DataDir, stack: ExitStack) -> dict[str, str]:
+    """Start the servers that the environment does not name; return all `PAYOUTS_…` variables."""
+    variables = {name: value for name, value in os.environ.items() if name.startswith("PAYOUTS_") and value.strip()}
+    if "PAYOUTS_REDIS_URL" not in variables:
+        valkey = EmbeddedValkey(environment=os.environ | {MARK: str(data_dir.path.resolve())})
+        stack.callback(valkey.stop)
+        variables["PAYOUTS_REDIS_URL"] = valkey.start()
+    if "PAYOUTS_DATABASE_URL" not in variables:
+        postgres = EmbeddedPostgres(data_dir.path / "postgres")
+        stack.callback(postgres.stop)
+        variables["PAYOUTS_DATABASE_URL"] = postgres.start()
+    if "PAYOUTS_HASH_SECRET" not in variables:
+        variables["PAYOUTS_HASH_SECRET"] = data_dir.read_or_make_secret("hash_secret")
+    return variables
+
+
+def _process_environment(variables: dict[str, str], host: str, port: int, data_path: Path) -> dict[str, str]:
+    """Return the environment of the Procfile's processes; their commands are found beside our Python."""
+    own = {
+        "PATH": str(Path(sys.executable).parent) + os.pathsep + os.environ.get("PATH", ""),
+        "PYTHONUNBUFFERED": "1",
+        "PAYOUTS_HOST": host,
+        "PORT": str(port),
+        MARK: str(data_path.resolve()),
+    }
+    return os.environ | variables | own
+
+
+def _wait_until_ready(base_url: str, supervisor: Supervisor, stop_asked: threading.Event) -> None:
+    give_up_at = time.monotonic() + _READY_WITHIN_S
+    while not stop_asked.is_set() and (problem := _find_problem(base_url)):
+        if supervisor.restarts() > _RESTARTS_BEFORE_READY_MAX or time.monotonic() >= give_up_at:
+            text = f"the processes did not become ready: {problem}"
+            raise UpError(text)
+        time.sleep(_POLL_S)
+
+
+def _find_problem(base_url: str) -> str | None:
+    """Ask the web process whether it can serve; None if so."""
+    try:
+        urllib.request.urlopen(f"{base_url}/health/ready", timeout=_HEALTH_TIMEOUT_S).close()  # noqa: S310 (ours)
+    except urllib.error.HTTPError as error:
+        with error:
+            return str(json.load(error).get("error"))
+    except OSError:
+        return "the web process does not answer"
+    return None
+
+
+def _print_ready(base_url: str, demo_key: str, funds: str, data_path: Path) -> None:
+    print_line(f"""
+Payouts is ready: {base_url}
+
+  The demo business started with {funds} to allocate. Its secret key: {demo_key}
+
+  curl -X POST {base_url}/payout/create \\
+    -H 'Authorization: Bearer {demo_key}' \\
+    -H 'Content-Type: application/json' \\
+    -d '{{"email": "user@example.com", "amount": 10000}}'
+
+  Data: {data_path}. Ctrl-C stops everything.
+""")

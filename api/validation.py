@@ -1,0 +1,112 @@
+"""What a caller may send: bodies are decoded strictly, and every broken rule is reported at once."""
+
+import json
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any, NoReturn
+
+import msgspec
+
+from core.emails import EMAIL_MAX_CHARACTERS, normalise_email
+from core.money import ALLOCATION_MAX_CENTS
+
+FieldErrors = dict[str, list[str]]
+
+EMAIL_REQUIRED = "The email field is required."
+EMAIL_STRING = "The email must be a string."
+EMAIL_FORMAT = "The email must be a valid email address."
+EMAIL_MAX = f"The email may not be greater than {EMAIL_MAX_CHARACTERS} characters."
+AMOUNT_REQUIRED = "The amount field is required."
+AMOUNT_INTEGER = "The amount must be an integer."
+AMOUNT_MIN = "The amount must be at least 1."
+AMOUNT_MAX = f"The amount may not be greater than {ALLOCATION_MAX_CENTS}."
+
+_EXPONENT_DIGITS_MAX = 6
+
+
+class PayoutRequest(msgspec.Struct, frozen=True):
+    """A valid body of `POST /payout/create`; the e-mail is normalised, the amount is in cents."""
+
+    email: str
+    amount: int
+
+
+@dataclass(frozen=True, slots=True)
+class NotAnObject:
+    """The body is not a JSON object."""
+
+
+_decoder = msgspec.json.Decoder(PayoutRequest)
+
+
+def parse_payout_request(body: bytes) -> PayoutRequest | FieldErrors | NotAnObject:
+    """Decode and check a body of `POST /payout/create`."""
+    try:
+        request = _decoder.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return _parse_slowly(body)
+    email = normalise_email(request.email.strip())
+    if email is None or not 1 <= request.amount <= ALLOCATION_MAX_CENTS:
+        return _parse_slowly(body)
+    return PayoutRequest(email, request.amount)
+
+
+def _parse_slowly(body: bytes) -> PayoutRequest | FieldErrors | NotAnObject:
+    """Decode without expectations, and collect what every rule has to say."""
+    try:
+        # Decimals keep `1e400` and 400 digits what they are; floats would not.
+        fields = json.loads(
+            body.decode(), parse_int=_parse_number, parse_float=_parse_number, parse_constant=_refuse_constant
+        )
+    except (ValueError, RecursionError):
+        return NotAnObject()
+    if not isinstance(fields, dict):
+        return NotAnObject()
+    email, email_errors = _check_email(fields.get("email"))
+    amount, amount_errors = _check_amount(fields.get("amount"))
+    errors = {"email": email_errors, "amount": amount_errors}
+    errors = {field: texts for field, texts in errors.items() if texts}
+    return errors or PayoutRequest(email, amount)
+
+
+def _check_email(value: Any) -> tuple[str, list[str]]:
+    if _is_missing(value):
+        return "", [EMAIL_REQUIRED]
+    if not isinstance(value, str):
+        return "", [EMAIL_STRING, EMAIL_FORMAT]
+    trimmed = value.strip()
+    email = normalise_email(trimmed)
+    errors = [EMAIL_FORMAT] if email is None else []
+    if len(trimmed) > EMAIL_MAX_CHARACTERS:
+        errors.append(EMAIL_MAX)
+    return email or "", errors
+
+
+def _check_amount(value: Any) -> tuple[int, list[str]]:
+    if _is_missing(value):
+        return 0, [AMOUNT_REQUIRED]
+    if not isinstance(value, Decimal):
+        return 0, [AMOUNT_INTEGER]
+    errors = [] if value == value.to_integral_value() else [AMOUNT_INTEGER]
+    if value < 1:
+        errors.append(AMOUNT_MIN)
+    if value > ALLOCATION_MAX_CENTS:
+        errors.append(AMOUNT_MAX)
+    return 0 if errors else int(value), errors
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
+def _parse_number(literal: str) -> Decimal:
+    """Read a JSON number exactly; an exponent beyond a million is cut to that, for it changes no rule."""
+    mantissa, e, exponent = literal.lower().partition("e")
+    if len(exponent.lstrip("+-").lstrip("0")) > _EXPONENT_DIGITS_MAX:
+        exponent = ("-" if exponent.startswith("-") else "") + "9" * _EXPONENT_DIGITS_MAX
+    return Decimal(mantissa + e + exponent)
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    text = f"{name} is not JSON"
+    raise ValueError(text)

@@ -1,0 +1,81 @@
+"""The callers that wait for their turn, business by business."""
+
+import asyncio
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+from uuid import UUID
+
+from core.messages import Allocation, Outcome
+
+
+@dataclass(slots=True, eq=False)
+class Pending:
+    """An allocation whose caller waits for the outcome."""
+
+    allocation: Allocation
+    outcome: asyncio.Future[Outcome]
+    refusal: Outcome | None = None
+    """What a worker answered while another copy was still under way: true only if that copy does nothing."""
+
+    def answer(self, outcome: Outcome) -> None:
+        """Tell the caller, unless it has been told or has gone."""
+        if not self.outcome.done():
+            self.outcome.set_result(outcome)
+
+
+class WaitingList:
+    """Gives out batches: businesses take turns, and one whose batch is under way waits for its return."""
+
+    def __init__(self) -> None:
+        self._by_business: dict[UUID, deque[Pending]] = {}
+        self._turns: deque[UUID] = deque()
+        self._busy: set[UUID] = set()
+
+    def add(self, pending: Pending) -> None:
+        """Let a caller wait."""
+        business_id = pending.allocation.business_id
+        queue = self._by_business.get(business_id)
+        if queue is None:
+            queue = self._by_business[business_id] = deque()
+            if business_id not in self._busy:
+                self._turns.append(business_id)
+        queue.append(pending)
+
+    def take(self, batch_max: int) -> list[Pending]:
+        """Take a batch of at most `batch_max` over all businesses that may go; they are busy from now on."""
+        batch: list[Pending] = []
+        taken: set[UUID] = set()
+        while self._turns and len(batch) < batch_max:
+            share = max(1, (batch_max - len(batch)) // len(self._turns))
+            business_id = self._turns.popleft()
+            queue = self._by_business[business_id]
+            batch.extend(queue.popleft() for _ in range(min(share, len(queue), batch_max - len(batch))))
+            taken.add(business_id)
+            if queue:
+                self._turns.append(business_id)  # there may be room for more of it at the end
+            else:
+                del self._by_business[business_id]
+        self._busy |= taken
+        if taken:
+            self._turns = deque(id_ for id_ in self._turns if id_ not in taken)
+        return batch
+
+    def release(self, business_ids: Iterable[UUID]) -> None:
+        """Let businesses take turns again, behind the others."""
+        for business_id in business_ids:
+            self._busy.discard(business_id)
+            if business_id in self._by_business:
+                self._turns.append(business_id)
+
+    def take_expired(self, now_us: int) -> list[Pending]:
+        """Remove and return those whose deadline passed while they waited (they were never sent)."""
+        expired: list[Pending] = []
+        for business_id, queue in list(self._by_business.items()):
+            while queue and queue[0].allocation.deadline_us < now_us:
+                expired.append(queue.popleft())
+            if not queue:
+                del self._by_business[business_id]
+        if expired:
+            self._turns = deque(id_ for id_ in self._turns if id_ in self._by_business)
+        return expired

@@ -1,0 +1,1 @@
+"""The rules, the tables and the SQL. Knows neither HTTP nor Celery."""

@@ -1,0 +1,113 @@
+"""The rules of an allocation: (what the database holds, allocations) → outcomes. Pure, no I/O."""
+
+from collections.abc import Iterable, Mapping, Set
+from dataclasses import dataclass, field
+from uuid import UUID
+
+from core.messages import Allocation, Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class BusinessState:
+    """A business as read behind its row lock."""
+
+    payout_balance_cents: int
+    payouts_enabled: bool
+
+
+@dataclass(frozen=True, slots=True)
+class IdempotencyUse:
+    """What a committed allocation used its idempotency key for."""
+
+    email: str
+    amount_cents: int
+    attempt: int = 0
+    """Counts the allocations with this key; each one before was reversed."""
+    is_reversed: bool = False
+    """The allocation was taken back, so the key is free again."""
+
+
+@dataclass(frozen=True, slots=True)
+class LockedState:
+    """Everything that a decision depends on, read while the business rows are locked."""
+
+    now_us: int
+    """Microseconds since 1970 by the database's clock, read after the locks were taken."""
+    businesses: Mapping[UUID, BusinessState]
+    live_api_key_ids: Set[UUID]
+    """Ids of secret keys that are not revoked."""
+    history_ids: Set[UUID] = frozenset()
+    """Ids of the given allocations that are already in the history."""
+    idempotency_uses: Mapping[tuple[UUID, str], IdempotencyUse] = field(default_factory=dict)
+    """By (business id, idempotency key)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A history row to be written."""
+
+    allocation: Allocation
+    payout_balance_after_cents: int
+    idempotency_attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The outcomes, one for each allocation in its order, and the entries that carry them out."""
+
+    outcomes: list[Outcome]
+    entries: list[Entry]
+
+
+def decide(state: LockedState, allocations: Iterable[Allocation]) -> Decision:
+    """Decide allocations one after another, as if each were alone.
+
+    Refusals move nothing and do not touch their neighbours. An allocation id that is in the history, or was
+    allocated earlier in the same batch, reports `allocated` and moves nothing.
+    """
+    balances = {id_: business.payout_balance_cents for id_, business in state.businesses.items()}
+    allocated_ids = set(state.history_ids)
+    uses = dict(state.idempotency_uses)
+    outcomes: list[Outcome] = []
+    entries: list[Entry] = []
+    for allocation in allocations:
+        outcome = _outcome(state, balances, allocated_ids, uses, allocation)
+        outcomes.append(outcome)
+        if outcome is not Outcome.ALLOCATED or allocation.id in allocated_ids:
+            continue
+        balances[allocation.business_id] -= allocation.amount_cents
+        allocated_ids.add(allocation.id)
+        attempt = 0
+        if allocation.idempotency_key is not None:
+            key = (allocation.business_id, allocation.idempotency_key)
+            attempt = uses[key].attempt + 1 if key in uses else 0
+            uses[key] = IdempotencyUse(allocation.email, allocation.amount_cents, attempt)
+        entries.append(Entry(allocation, balances[allocation.business_id], attempt))
+    return Decision(outcomes, entries)
+
+
+def _outcome(
+    state: LockedState,
+    balances: Mapping[UUID, int],
+    allocated_ids: Set[UUID],
+    uses: Mapping[tuple[UUID, str], IdempotencyUse],
+    allocation: Allocation,
+) -> Outcome:
+    """Decide one allocation; the order is the contract's, with redelivery and deadline before it."""
+    if allocation.id in allocated_ids:
+        return Outcome.ALLOCATED
+    if state.now_us > allocation.deadline_us:
+        return Outcome.EXPIRED
+    business = state.businesses.get(allocation.business_id)
+    if business is None or allocation.api_key_id not in state.live_api_key_ids:
+        return Outcome.UNAUTHORIZED
+    if allocation.idempotency_key is not None:
+        use = uses.get((allocation.business_id, allocation.idempotency_key))
+        if use is not None and not use.is_reversed:
+            same = (use.email, use.amount_cents) == (allocation.email, allocation.amount_cents)
+            return Outcome.REPLAYED if same else Outcome.IDEMPOTENCY_KEY_REUSED
+    if not business.payouts_enabled:
+        return Outcome.PAYOUTS_DISABLED
+    if allocation.amount_cents > balances[allocation.business_id]:
+        return Outcome.INSUFFICIENT_BALANCE
+    return Outcome.ALLOCATED

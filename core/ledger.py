@@ -1,0 +1,250 @@
+"""The statements that carry allocations out: set-based, a fixed number of round trips for any batch size."""
+
+from collections.abc import Sequence
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy import Connection
+
+from core.allocation import BusinessState, Entry, IdempotencyUse, LockedState, decide
+from core.credentials import digest_of, payout_hash
+from core.ids import new_id
+from core.messages import Allocation, Outcome
+
+# In id order, so that two batches can never wait for each other in a circle.
+_LOCK_BUSINESSES = sa.text("""
+    SELECT id, payout_balance, payouts_enabled
+    FROM businesses
+    WHERE id = ANY(CAST(:business_ids AS uuid[]))
+    ORDER BY id
+    FOR NO KEY UPDATE
+""")
+
+# The clock and the keys are read after the locks are held: revoking a key takes the same lock.
+_CLOCK = sa.text("SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS bigint)")
+
+_LIVE_API_KEYS = sa.text("""
+    SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS bigint),
+        ARRAY(
+            SELECT api_keys.id
+            FROM unnest(CAST(:business_ids AS uuid[]), CAST(:api_key_ids AS uuid[])) AS wanted (business_id, id)
+            JOIN api_keys USING (business_id, id)
+            WHERE kind = 'secret' AND revoked_at IS NULL
+        )
+""")
+
+_HISTORY_IDS = sa.text("""
+    SELECT payout_transactions.id
+    FROM unnest(CAST(:business_ids AS uuid[]), CAST(:ids AS uuid[])) AS wanted (business_id, id)
+    JOIN payout_transactions USING (business_id, id)
+""")
+
+# A key's latest attempt counts; the earlier ones were all reversed.
+_IDEMPOTENCY_USES = sa.text("""
+    SELECT DISTINCT ON (business_id, idempotency_key)
+        business_id, idempotency_key, payout_users.email, payout_transactions.amount, idempotency_attempt,
+        EXISTS (
+            SELECT FROM payout_transactions AS reversal
+            WHERE reversal.business_id = payout_transactions.business_id
+                AND reversal.reversed_id = payout_transactions.id
+        )
+    FROM unnest(CAST(:business_ids AS uuid[]), CAST(:idempotency_keys AS text[]))
+        AS wanted (business_id, idempotency_key)
+    JOIN payout_transactions USING (business_id, idempotency_key)
+    JOIN payout_users USING (business_id)
+    WHERE payout_users.id = payout_transactions.payout_user_id
+    ORDER BY business_id, idempotency_key, idempotency_attempt DESC
+""")
+
+_CREDIT_USERS = sa.text("""
+    INSERT INTO payout_users AS existing (business_id, id, email, hash_digest, balance)
+    SELECT * FROM unnest(
+        CAST(:business_ids AS uuid[]), CAST(:ids AS uuid[]), CAST(:emails AS text[]),
+        CAST(:hash_digests AS bytea[]), CAST(:amounts AS bigint[])
+    )
+    ON CONFLICT (business_id, email) DO UPDATE
+        SET balance = existing.balance + excluded.balance, updated_at = now()
+    RETURNING business_id, email, id, balance
+""")
+
+_DEBIT_BUSINESSES = sa.text("""
+    UPDATE businesses
+    SET payout_balance = payout_balance - debit.amount
+    FROM unnest(CAST(:business_ids AS uuid[]), CAST(:amounts AS bigint[])) AS debit (business_id, amount)
+    WHERE businesses.id = debit.business_id
+""")
+
+_WRITE_HISTORY = sa.text("""
+    INSERT INTO payout_transactions (
+        business_id, id, type, payout_user_id, amount, payout_balance_after, user_balance_after, idempotency_key,
+        idempotency_attempt
+    )
+    SELECT business_id, id, 'allocation', payout_user_id, amount, payout_balance_after, user_balance_after,
+        idempotency_key, idempotency_attempt
+    FROM unnest(
+        CAST(:business_ids AS uuid[]), CAST(:ids AS uuid[]), CAST(:payout_user_ids AS uuid[]),
+        CAST(:amounts AS bigint[]), CAST(:payout_balances_after AS bigint[]),
+        CAST(:user_balances_after AS bigint[]), CAST(:idempotency_keys AS text[]),
+        CAST(:idempotency_attempts AS smallint[])
+    ) AS entry (
+        business_id, id, payout_user_id, amount, payout_balance_after, user_balance_after, idempotency_key,
+        idempotency_attempt
+    )
+""")
+
+_UNREVERSED_ALLOCATION = sa.text("""
+    SELECT payout_user_id, amount
+    FROM payout_transactions AS allocation
+    WHERE business_id = :business_id AND id = :id AND type = 'allocation' AND NOT EXISTS (
+        SELECT FROM payout_transactions AS reversal
+        WHERE reversal.business_id = allocation.business_id AND reversal.reversed_id = allocation.id
+    )
+""")
+
+_REVERSE = sa.text("""
+    WITH business AS (
+        UPDATE businesses SET payout_balance = payout_balance + :amount
+        WHERE id = :business_id
+        RETURNING payout_balance
+    ), payout_user AS (
+        UPDATE payout_users SET balance = balance - :amount, updated_at = now()
+        WHERE business_id = :business_id AND id = :payout_user_id
+        RETURNING balance
+    )
+    INSERT INTO payout_transactions (
+        business_id, id, type, payout_user_id, amount, payout_balance_after, user_balance_after, reversed_id
+    )
+    SELECT :business_id, :reversal_id, 'reversal', :payout_user_id, :amount, business.payout_balance,
+        payout_user.balance, :id
+    FROM business, payout_user
+""")
+
+
+def allocate(connection: Connection, hash_secret: bytes, allocations: Sequence[Allocation]) -> list[Outcome]:
+    """Debit, credit and write the history for a batch; return the outcomes in its order.
+
+    Runs inside the caller's transaction. Any number of deliveries of the same allocations pays once.
+    """
+    decision = decide(_lock_and_read(connection, allocations), allocations)
+    if decision.entries:
+        _write(connection, hash_secret, decision.entries)
+    return decision.outcomes
+
+
+def committed_ids(connection: Connection, allocations: Sequence[Allocation]) -> tuple[int, set[UUID]]:
+    """Lock the businesses, then return the database's time (µs) and which allocations are in the history.
+
+    Behind the lock no worker is in the middle of one of them: whatever is not here at a time past its
+    deadline will never be.
+    """
+    business_ids = list({allocation.business_id for allocation in allocations})
+    connection.execute(_LOCK_BUSINESSES, {"business_ids": business_ids})
+    now_us = int(connection.execute(_CLOCK).scalar_one())
+    return now_us, _read_history_ids(connection, allocations)
+
+
+def reverse(connection: Connection, allocation: Allocation) -> bool:
+    """Give a committed allocation's amount back, with a history row of type `reversal`.
+
+    Returns False, and moves nothing, where it is not in the history or was reversed before. It frees the
+    allocation's idempotency key.
+    """
+    key = {"business_id": allocation.business_id, "id": allocation.id}
+    connection.execute(_LOCK_BUSINESSES, {"business_ids": [allocation.business_id]})
+    row = connection.execute(_UNREVERSED_ALLOCATION, key).one_or_none()
+    if row is None:
+        return False
+    payout_user_id, amount = row
+    parameters = {"payout_user_id": payout_user_id, "amount": amount, "reversal_id": new_id()}
+    connection.execute(_REVERSE, key | parameters)
+    return True
+
+
+def _lock_and_read(connection: Connection, allocations: Sequence[Allocation]) -> LockedState:
+    keys_by_business = {(allocation.business_id, allocation.api_key_id) for allocation in allocations}
+    business_ids = list({business_id for business_id, _ in keys_by_business})
+    rows = connection.execute(_LOCK_BUSINESSES, {"business_ids": business_ids})
+    businesses = {id_: BusinessState(balance, enabled) for id_, balance, enabled in rows}
+    now_us, live_api_key_ids = connection.execute(
+        _LIVE_API_KEYS,
+        {
+            "business_ids": [business_id for business_id, _ in keys_by_business],
+            "api_key_ids": [api_key_id for _, api_key_id in keys_by_business],
+        },
+    ).one()
+    return LockedState(
+        now_us=now_us,
+        businesses=businesses,
+        live_api_key_ids=set(live_api_key_ids),
+        history_ids=_read_history_ids(connection, allocations),
+        idempotency_uses=_read_idempotency_uses(connection, allocations),
+    )
+
+
+def _read_history_ids(connection: Connection, allocations: Sequence[Allocation]) -> set[UUID]:
+    parameters = {
+        "business_ids": [allocation.business_id for allocation in allocations],
+        "ids": [allocation.id for allocation in allocations],
+    }
+    return set(connection.execute(_HISTORY_IDS, parameters).scalars())
+
+
+def _read_idempotency_uses(
+    connection: Connection, allocations: Sequence[Allocation]
+) -> dict[tuple[UUID, str], IdempotencyUse]:
+    keys = {(each.business_id, each.idempotency_key) for each in allocations if each.idempotency_key is not None}
+    if not keys:
+        return {}
+    parameters = {
+        "business_ids": [business_id for business_id, _ in keys],
+        "idempotency_keys": [key for _, key in keys],
+    }
+    rows = connection.execute(_IDEMPOTENCY_USES, parameters)
+    return {(business_id, key): IdempotencyUse(*use) for business_id, key, *use in rows}
+
+
+def _write(connection: Connection, hash_secret: bytes, entries: Sequence[Entry]) -> None:
+    users: dict[tuple[UUID, str], int] = {}
+    debits: dict[UUID, int] = {}
+    for entry in entries:
+        allocation = entry.allocation
+        user = (allocation.business_id, allocation.email)
+        users[user] = users.get(user, 0) + allocation.amount_cents
+        debits[allocation.business_id] = debits.get(allocation.business_id, 0) + allocation.amount_cents
+
+    rows = connection.execute(
+        _CREDIT_USERS,
+        {
+            "business_ids": [business_id for business_id, _ in users],
+            "ids": [new_id() for _ in users],
+            "emails": [email for _, email in users],
+            "hash_digests": [digest_of(payout_hash(hash_secret, *user)) for user in users],
+            "amounts": list(users.values()),
+        },
+    )
+    user_ids: dict[tuple[UUID, str], UUID] = {}
+    balances: dict[tuple[UUID, str], int] = {}
+    for business_id, email, user_id, balance_after in rows:
+        user_ids[business_id, email] = user_id
+        balances[business_id, email] = balance_after - users[business_id, email]
+
+    user_balances_after = []
+    for entry in entries:
+        user = (entry.allocation.business_id, entry.allocation.email)
+        balances[user] += entry.allocation.amount_cents
+        user_balances_after.append(balances[user])
+
+    connection.execute(_DEBIT_BUSINESSES, {"business_ids": list(debits), "amounts": list(debits.values())})
+    connection.execute(
+        _WRITE_HISTORY,
+        {
+            "business_ids": [entry.allocation.business_id for entry in entries],
+            "ids": [entry.allocation.id for entry in entries],
+            "payout_user_ids": [user_ids[e.allocation.business_id, e.allocation.email] for e in entries],
+            "amounts": [entry.allocation.amount_cents for entry in entries],
+            "payout_balances_after": [entry.payout_balance_after_cents for entry in entries],
+            "user_balances_after": user_balances_after,
+            "idempotency_keys": [entry.allocation.idempotency_key for entry in entries],
+            "idempotency_attempts": [entry.idempotency_attempt for entry in entries],
+        },
+    )

@@ -1,0 +1,101 @@
+"""The messages between API and workers: a batch of allocations there, an outcome for each back.
+
+A message is a MessagePack array, sealed (AES-256-GCM) with a key derived from the hash secret: no e-mail can be
+read in the broker, and whoever reaches the broker without the key cannot move money. New fields go to the end
+and have a default, so that old and new processes can run side by side.
+"""
+
+import base64
+import binascii
+import os
+from collections.abc import Sequence
+from enum import StrEnum
+from uuid import UUID
+
+import msgspec
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from core.credentials import message_key
+
+
+class Allocation(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """One request to move money from a business to a payout user.
+
+    `id` is minted by the API and becomes the history row's key. `email` is normalised. `deadline_us` is
+    microseconds since 1970 by the database's clock; nothing is written after it.
+    """
+
+    id: UUID
+    business_id: UUID
+    api_key_id: UUID
+    email: str
+    amount_cents: int
+    deadline_us: int
+    idempotency_key: str | None = None
+
+
+class Outcome(StrEnum):
+    """What became of an allocation. All but `allocated` moved nothing; they are listed by precedence."""
+
+    ALLOCATED = "allocated"
+    """Debited, credited and in the history (also when a copy of the message arrives again)."""
+    EXPIRED = "expired"
+    """Past its deadline: nothing was written and nothing ever will be."""
+    UNAUTHORIZED = "unauthorized"
+    """The API key is revoked, or the key or its business does not exist (any more)."""
+    REPLAYED = "replayed"
+    """An earlier allocation with this idempotency key, e-mail and amount was committed."""
+    IDEMPOTENCY_KEY_REUSED = "idempotency_key_reused"
+    """An earlier allocation with this idempotency key had another e-mail or amount."""
+    PAYOUTS_DISABLED = "payouts_disabled"
+    """The business has payouts switched off."""
+    INSUFFICIENT_BALANCE = "insufficient_balance"
+    """The payout balance is smaller than the amount."""
+    FAILED = "failed"
+    """Something broke; this attempt moved nothing, another one may."""
+
+
+class MessageError(Exception):
+    """A message that is not ours, is damaged, or has a version that this process does not know."""
+
+
+_VERSION = "1"
+_NONCE_BYTES = 12
+_encoder = msgspec.msgpack.Encoder(uuid_format="bytes")
+_decoder = msgspec.msgpack.Decoder(list[Allocation])
+
+
+class BatchCodec:
+    """Seals and opens batches. A sealed batch is ASCII text: version, colon, base64 of nonce and ciphertext."""
+
+    def __init__(self, hash_secret: bytes) -> None:
+        self._cipher = AESGCM(message_key(hash_secret))
+
+    def seal(self, allocations: Sequence[Allocation]) -> str:
+        """Encode and encrypt a batch."""
+        nonce = os.urandom(_NONCE_BYTES)
+        sealed = self._cipher.encrypt(nonce, _encoder.encode(allocations), _VERSION.encode())
+        return f"{_VERSION}:{base64.b64encode(nonce + sealed).decode()}"
+
+    def open(self, message: object) -> list[Allocation]:
+        """Decrypt and decode a batch.
+
+        Raises:
+            MessageError: the message is not ours; its text says why and repeats nothing of it.
+
+        """
+        if not isinstance(message, str):
+            text = "the message is not text"
+            raise MessageError(text)
+        version, _, body = message.partition(":")
+        if version != _VERSION:
+            text = "the message has an unknown version"
+            raise MessageError(text)
+        try:
+            data = base64.b64decode(body, validate=True)
+            plain = self._cipher.decrypt(data[:_NONCE_BYTES], data[_NONCE_BYTES:], _VERSION.encode())
+            return _decoder.decode(plain)
+        except (binascii.Error, ValueError, InvalidTag, msgspec.DecodeError):
+            text = "the message is damaged, or sealed with another PAYOUTS_HASH_SECRET"
+            raise MessageError(text) from None

@@ -1,0 +1,14 @@
+"""Money is an integer number of cents, everywhere, always."""
+
+ALLOCATION_MAX_CENTS = 100_000_000
+"""The largest amount of one allocation: 1,000,000.00 dollars (the HTTP contract)."""
+
+BALANCE_MAX_CENTS = 10**18
+"""The largest balance of a business. A ninth of what a 64-bit column holds, so sums have room."""
+
+
+def format_dollars(cents: int) -> str:
+    """Write cents for people: 1234567 is `$12,345.67`."""
+    sign = "-" if cents < 0 else ""
+    dollars, rest = divmod(abs(cents), 100)
+    return f"{sign}${dollars:,}.{rest:02d}"

@@ -1,0 +1,128 @@
+"""The tables. All but `businesses` lead with `business_id` in their key, so they can be distributed by it.
+
+`payout_users` and `payout_transactions` carry no foreign keys: the one statement that writes them holds the
+business row's lock, and `payouts verify` proves the references.
+"""
+
+import sqlalchemy as sa
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    ForeignKey,
+    Index,
+    LargeBinary,
+    SmallInteger,
+    Table,
+    Text,
+    Uuid,
+)
+from sqlalchemy.dialects.postgresql import TIMESTAMP
+
+metadata = sa.MetaData(
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    }
+)
+
+
+def _timestamp(name: str, *, nullable: bool = False) -> Column[object]:
+    default = None if nullable else sa.func.now()
+    return Column(name, TIMESTAMP(timezone=True), nullable=nullable, server_default=default)
+
+
+def _cents(name: str) -> Column[int]:
+    return Column(name, BigInteger, nullable=False, server_default="0")
+
+
+businesses = Table(
+    "businesses",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("mode", Text, nullable=False),
+    Column("twin_id", Uuid, ForeignKey("businesses.id"), nullable=False),
+    _cents("balance"),
+    _cents("payout_balance"),
+    _cents("reserved_balance"),
+    Column("payouts_enabled", Boolean, nullable=False, server_default=sa.false()),
+    _timestamp("created_at"),
+    CheckConstraint("mode IN ('live', 'test')", name="mode"),
+    CheckConstraint("balance >= 0", name="balance"),
+    CheckConstraint("payout_balance >= 0", name="payout_balance"),
+    CheckConstraint("reserved_balance >= 0", name="reserved_balance"),
+)
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("business_id", Uuid, ForeignKey("businesses.id"), primary_key=True),
+    Column("id", Uuid, primary_key=True),
+    Column("kind", Text, nullable=False),
+    Column("digest", LargeBinary, nullable=False),
+    Column("last4", Text, nullable=False),
+    _timestamp("created_at"),
+    _timestamp("last_used_at", nullable=True),
+    _timestamp("revoked_at", nullable=True),
+    CheckConstraint("kind IN ('secret', 'public')", name="kind"),
+    Index("ix_api_keys_digest", "digest", unique=True),
+)
+
+payout_users = Table(
+    "payout_users",
+    metadata,
+    Column("business_id", Uuid, primary_key=True),
+    Column("id", Uuid, primary_key=True),
+    # Compared byte by byte: which e-mails are equal is decided by Python's rules alone.
+    Column("email", Text(collation="C"), nullable=False),
+    Column("hash_digest", LargeBinary, nullable=False),
+    _cents("balance"),
+    Column("status", Text, nullable=False, server_default="active"),
+    _timestamp("created_at"),
+    _timestamp("updated_at"),
+    CheckConstraint("balance >= 0", name="balance"),
+    CheckConstraint("status IN ('active', 'inactive')", name="status"),
+    Index("uq_payout_users_business_id_email", "business_id", "email", unique=True),
+    Index("ix_payout_users_hash_digest", "hash_digest"),
+)
+
+payout_transactions = Table(
+    "payout_transactions",
+    metadata,
+    Column("business_id", Uuid, primary_key=True),
+    Column("id", Uuid, primary_key=True),
+    Column("type", Text, nullable=False),
+    Column("payout_user_id", Uuid, nullable=True),
+    Column("amount", BigInteger, nullable=False),
+    Column("payout_balance_after", BigInteger, nullable=False),
+    Column("user_balance_after", BigInteger, nullable=True),
+    Column("idempotency_key", Text, nullable=True),
+    # 0, and one more for each allocation with the same key that was reversed: a reversal frees the key.
+    Column("idempotency_attempt", SmallInteger, nullable=False, server_default="0"),
+    Column("reversed_id", Uuid, nullable=True),
+    _timestamp("created_at"),
+    CheckConstraint("type IN ('funding', 'allocation', 'reversal')", name="type"),
+    CheckConstraint("amount > 0", name="amount"),
+    CheckConstraint("(type = 'funding') = (payout_user_id IS NULL)", name="payout_user_id"),
+    CheckConstraint("(type = 'reversal') = (reversed_id IS NOT NULL)", name="reversed_id"),
+    Index(
+        "uq_payout_transactions_idempotency",
+        "business_id",
+        "idempotency_key",
+        "idempotency_attempt",
+        unique=True,
+        postgresql_where=sa.text("idempotency_key IS NOT NULL"),
+    ),
+    Index(
+        "uq_payout_transactions_business_id_reversed_id",
+        "business_id",
+        "reversed_id",
+        unique=True,
+        postgresql_where=sa.text("reversed_id IS NOT NULL"),
+    ),
+)

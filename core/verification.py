@@ -1,0 +1,107 @@
+"""Proving that the books balance: every balance is the sum of its history, every reference leads somewhere."""
+
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+from sqlalchemy import Connection
+
+from core.ids import IdKind, format_id
+
+
+@dataclass(frozen=True, slots=True)
+class Discrepancy:
+    """A row that does not balance; amounts in cents."""
+
+    id: str
+    rule: str
+    expected_cents: int
+    actual_cents: int
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What was looked at, and what was wrong."""
+
+    businesses: int
+    payout_users: int
+    transactions: int
+    discrepancies: list[Discrepancy]
+
+    @property
+    def balanced(self) -> bool:
+        """Tell whether the books balance."""
+        return not self.discrepancies
+
+
+_COUNTS = sa.text("""
+    SELECT
+        (SELECT count(*) FROM businesses),
+        (SELECT count(*) FROM payout_users),
+        (SELECT count(*) FROM payout_transactions)
+""")
+
+_BUSINESSES = sa.text("""
+    SELECT COALESCE(businesses.id, history.business_id), COALESCE(expected, 0),
+        COALESCE(payout_balance + reserved_balance, 0)
+    FROM businesses
+    FULL JOIN (
+        SELECT business_id, SUM(CASE type WHEN 'allocation' THEN -amount ELSE amount END) AS expected
+        FROM payout_transactions
+        GROUP BY business_id
+    ) AS history ON history.business_id = businesses.id
+    WHERE businesses.id IS NULL OR payout_balance + reserved_balance <> COALESCE(expected, 0)
+    ORDER BY 1
+""")
+
+_USERS = sa.text("""
+    SELECT COALESCE(payout_users.id, history.payout_user_id), COALESCE(expected, 0), COALESCE(balance, 0)
+    FROM payout_users
+    FULL JOIN (
+        SELECT business_id, payout_user_id, SUM(CASE type WHEN 'reversal' THEN -amount ELSE amount END) AS expected
+        FROM payout_transactions
+        WHERE payout_user_id IS NOT NULL
+        GROUP BY business_id, payout_user_id
+    ) AS history ON history.business_id = payout_users.business_id AND history.payout_user_id = payout_users.id
+    WHERE payout_users.id IS NULL OR balance <> COALESCE(expected, 0)
+    ORDER BY 1
+""")
+
+_OWNERLESS_USERS = sa.text("""
+    SELECT payout_users.id, 0, payout_users.balance
+    FROM payout_users
+    LEFT JOIN businesses ON businesses.id = payout_users.business_id
+    WHERE businesses.id IS NULL
+    ORDER BY 1
+""")
+
+_REVERSALS = sa.text("""
+    SELECT reversal.id, COALESCE(allocation.amount, 0), reversal.amount
+    FROM payout_transactions AS reversal
+    LEFT JOIN payout_transactions AS allocation
+        ON allocation.business_id = reversal.business_id AND allocation.id = reversal.reversed_id
+            AND allocation.type = 'allocation' AND allocation.payout_user_id = reversal.payout_user_id
+    WHERE reversal.type = 'reversal' AND allocation.amount IS DISTINCT FROM reversal.amount
+    ORDER BY 1
+""")
+
+_RULES = [
+    (
+        IdKind.BUSINESS,
+        _BUSINESSES,
+        "payout_balance + reserved_balance must be funding - allocations + reversals of its history",
+    ),
+    (IdKind.PAYOUT_USER, _USERS, "balance must be allocations - reversals of the user's history"),
+    (IdKind.PAYOUT_USER, _OWNERLESS_USERS, "the user must belong to a business"),
+    (IdKind.TRANSACTION, _REVERSALS, "a reversal must undo an allocation of the same user and amount"),
+]
+
+
+def verify(connection: Connection) -> Verification:
+    """Check the whole database; the connection should see one moment of it (`Database.snapshot`)."""
+    business_count, user_count, transaction_count = connection.execute(_COUNTS).one()
+    discrepancies = [
+        Discrepancy(format_id(kind, id_), rule, int(expected), int(actual))
+        for kind, statement, rule in _RULES
+        for id_, expected, actual in connection.execute(statement)
+    ]
+    return Verification(business_count, user_count, transaction_count, discrepancies)

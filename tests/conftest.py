@@ -1,0 +1,45 @@
+"""Fixtures: one PostgreSQL and one Valkey for all tests, a fresh database for each that asks."""
+
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from core.database import Database
+from tests.servers import Account, Servers, System, open_account, run_servers, run_system
+
+
+@pytest.fixture(scope="session")
+def servers() -> Iterator[Servers]:
+    with run_servers() as running:
+        yield running
+
+
+@pytest.fixture
+def database_url(servers: Servers) -> Iterator[str]:
+    with servers.clone() as url:
+        yield url
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    with Database(database_url, transaction_timeout_s=5) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def system(servers: Servers) -> Iterator[System]:
+    """API and worker as the Procfile runs them; each test makes a business of its own."""
+    with run_system(servers) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def client(system: System) -> Iterator[httpx.Client]:
+    with system.client() as opened:
+        yield opened
+
+
+@pytest.fixture
+def account(system: System) -> Account:
+    return open_account(system.database)

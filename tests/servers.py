@@ -1,0 +1,183 @@
+"""Real servers and processes for the tests, started from the wheels and from the Procfile's own lines."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import httpx
+import sqlalchemy as sa
+from honcho.environ import parse_procfile
+
+from api.embedded import EmbeddedPostgres, EmbeddedValkey, find_free_port
+from core import businesses
+from core.businesses import Business
+from core.credentials import KeyKind
+from core.database import Database
+from core.schema import migrate
+from core.verification import Verification, verify
+
+ROOT = Path(__file__).resolve().parent.parent
+HASH_SECRET = "a hash secret for tests, long enough"  # noqa: S105
+TEMPLATE = "payouts_template"
+
+
+@dataclass
+class Servers:
+    """PostgreSQL with a migrated template database, and Valkey."""
+
+    postgres_url: str
+    redis_url: str
+
+    def url_of(self, database_name: str) -> str:
+        return sa.make_url(self.postgres_url).set(database=database_name).render_as_string(hide_password=False)
+
+    @contextmanager
+    def clone(self) -> Iterator[str]:
+        """Give the URL of a fresh, migrated database."""
+        name = f"test_{uuid4().hex}"
+        self._administer(f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
+        try:
+            yield self.url_of(name)
+        finally:
+            self._administer(f"DROP DATABASE {name} WITH (FORCE)")
+
+    def create(self, name: str) -> str:
+        self._administer(f"CREATE DATABASE {name}")
+        return self.url_of(name)
+
+    def _administer(self, statement: str) -> None:
+        with Database(self.postgres_url, transaction_timeout_s=None) as database:
+            connection = database.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+            with connection:
+                connection.execute(sa.text(statement))
+
+
+@contextmanager
+def run_servers() -> Iterator[Servers]:
+    directory = Path(tempfile.mkdtemp(prefix="payouts-test-"))
+    postgres, valkey = EmbeddedPostgres(directory / "postgres"), EmbeddedValkey()
+    try:
+        servers = Servers(postgres.start(), valkey.start())
+        with Database(servers.create(TEMPLATE), transaction_timeout_s=None) as template:
+            migrate(template)
+        yield servers
+    finally:
+        valkey.stop()
+        postgres.stop()
+        shutil.rmtree(directory)
+
+
+@dataclass
+class Account:
+    """A business with its secret key, and a client that authenticates with it."""
+
+    business: Business
+    api_key_id: UUID
+    secret_key: str
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.secret_key}"}
+
+
+def open_account(
+    database: Database, *, funds_cents: int = 1_000_000, payouts_enabled: bool = True, name: str = "ACME"
+) -> Account:
+    with database.transaction() as connection:
+        business = businesses.create_business(connection, name, payouts_enabled=payouts_enabled)
+        if funds_cents:
+            business = businesses.fund_business(connection, business.id, funds_cents)
+        key, secret_key = businesses.create_api_key(connection, business.id, KeyKind.SECRET)
+    return Account(business, key.id, secret_key)
+
+
+def verify_books(database: Database) -> Verification:
+    with database.snapshot() as connection:
+        return verify(connection)
+
+
+@dataclass
+class System:
+    """The Procfile's processes on a database of their own."""
+
+    base_url: str
+    environment: dict[str, str]
+    database: Database
+    log_dir: Path
+
+    def client(self, **options: Any) -> httpx.Client:
+        return httpx.Client(base_url=self.base_url, timeout=30, **options)
+
+    def pay(self, client: httpx.Client, account: Account, email: str, amount: int) -> httpx.Response:
+        return client.post("/payout/create", json={"email": email, "amount": amount}, headers=account.headers)
+
+    def logs(self) -> str:
+        return "".join(path.read_text() for path in sorted(self.log_dir.glob("*.log")))
+
+
+@contextmanager
+def run_system(servers: Servers, **settings: str) -> Iterator[System]:
+    """Run `web` and `worker` as the Procfile says; further settings as keyword arguments (`batch_max="5"`)."""
+    port = find_free_port()
+    processes: list[subprocess.Popen[bytes]] = []
+    log_dir = Path(tempfile.mkdtemp(prefix="payouts-logs-"))
+    with servers.clone() as database_url, Database(database_url, transaction_timeout_s=None) as database:
+        environment = {
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONUNBUFFERED": "1",
+            "PORT": str(port),
+            "PAYOUTS_DATABASE_URL": database_url,
+            "PAYOUTS_REDIS_URL": servers.redis_url,
+            "PAYOUTS_HASH_SECRET": HASH_SECRET,
+            **{f"PAYOUTS_{name.upper()}": value for name, value in settings.items()},
+        }
+        system = System(f"http://127.0.0.1:{port}", environment, database, log_dir)
+        try:
+            for name, command in parse_procfile((ROOT / "Procfile").read_text()).processes.items():
+                with (log_dir / f"{name}.log").open("wb") as log:
+                    processes.append(
+                        subprocess.Popen(
+                            command,
+                            shell=True,
+                            env=environment,
+                            stdout=log,
+                            stderr=subprocess.STDOUT,
+                            start_new_session=True,
+                        )
+                    )
+            wait_until_ready(system.base_url)
+            yield system
+        except TimeoutError as error:
+            raise TimeoutError(system.logs()) from error
+        finally:
+            for process in processes:
+                process.terminate()
+            for process in processes:
+                try:
+                    process.wait(20)
+                except subprocess.TimeoutExpired:
+                    os.killpg(process.pid, signal.SIGKILL)
+                    process.wait()
+            shutil.rmtree(log_dir)
+
+
+def wait_until_ready(base_url: str, timeout_s: float = 30) -> None:
+    give_up_at = time.monotonic() + timeout_s
+    while time.monotonic() < give_up_at:
+        try:
+            if httpx.get(f"{base_url}/health/ready").status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.05)
+    raise TimeoutError

@@ -1,0 +1,1 @@
+"""Celery: takes locks, opens the transaction, publishes the result."""

@@ -1,0 +1,63 @@
+"""The Celery application: what API and workers agree on. Nothing connects when it is made."""
+
+from celery import Celery
+
+from core.settings import Settings
+
+ALLOCATE_TASK = "payouts.allocate"
+QUEUE = "allocations"
+RESULT_KEY_PREFIX = "celery-task-meta-"
+"""Celery's own: a result is stored under this and the task id, and published on a channel of the same name."""
+RESULT_EXPIRES_S = 60
+
+
+def create_celery(settings: Settings) -> Celery:
+    """Make the Celery application; every wait on the broker or the result store is bounded."""
+    celery = Celery("payouts")
+    celery.conf.update(
+        broker_url=settings.broker_url,
+        # Delivery is at most once: the API publishes a batch again when no reply comes, and acknowledgements
+        # emulated on Redis can end a worker when the broker goes away.
+        broker_transport_options=_transport_options(settings) | {"ack_emulation": False},
+        broker_connection_timeout=settings.redis_timeout_s,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_pool_limit=settings.in_flight_max * 2,
+        broker_pool_acquire_timeout=settings.redis_timeout_s,
+        task_publish_retry=False,
+        result_backend=f"workers.results:ReplyBackend+{settings.redis_url}",
+        result_expires=RESULT_EXPIRES_S,
+        result_backend_transport_options={
+            "retry_policy": {
+                "max_retries": 2,
+                "interval_start": 0.1,
+                "interval_step": 0.1,
+                "interval_max": 0.2,
+            }
+        },
+        redis_socket_timeout=settings.redis_timeout_s,
+        redis_socket_connect_timeout=settings.redis_timeout_s,
+        # Everything else on the queue is refused.
+        accept_content=["json"],
+        result_accept_content=["json"],
+        task_serializer="json",
+        result_serializer="json",
+        task_default_queue=QUEUE,
+        worker_prefetch_multiplier=1,
+        # Concerns late acknowledgement only, which we do not use; leaving it out makes Celery warn about it.
+        worker_cancel_long_running_tasks_on_connection_loss=True,
+    )
+    return celery
+
+
+def _transport_options(settings: Settings) -> dict[str, object]:
+    if settings.broker_url.startswith("amqp"):
+        return {}
+    return {
+        "socket_timeout": settings.redis_timeout_s,
+        "socket_connect_timeout": settings.redis_timeout_s,
+        "max_retries": 0,
+        "interval_start": 0,
+        "interval_step": 0,
+        "interval_max": 0,
+    }

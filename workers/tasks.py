@@ -1,0 +1,72 @@
+"""The task that carries a batch of allocations out. No rules here: `core` decides and writes."""
+
+import logging
+from collections import defaultdict
+from uuid import UUID
+
+from celery import Celery
+
+from core import ledger
+from core.database import Database, describe_error, is_connection_error
+from core.messages import Allocation, BatchCodec, MessageError, Outcome
+from workers.app import ALLOCATE_TASK
+from workers.locks import BusinessLocks
+
+logger = logging.getLogger(__name__)
+
+
+class BatchProcessor:
+    """Carries batches out: one transaction for the businesses whose locks are held, then the next."""
+
+    def __init__(self, database: Database, locks: BusinessLocks, hash_secret: bytes) -> None:
+        self._database = database
+        self._locks = locks
+        self._hash_secret = hash_secret
+
+    def process(self, allocations: list[Allocation]) -> list[Outcome]:
+        """Return the outcomes, in order; `failed` where something broke and nothing was moved."""
+        by_business: dict[UUID, list[int]] = defaultdict(list)
+        for position, allocation in enumerate(allocations):
+            by_business[allocation.business_id].append(position)
+        outcomes = [Outcome.FAILED] * len(allocations)
+        for business_ids in self._locks.hold_in_turn(by_business):
+            positions = [position for id_ in business_ids for position in by_business[id_]]
+            decided = self._allocate([allocations[position] for position in positions])
+            for position, outcome in zip(positions, decided, strict=True):
+                outcomes[position] = outcome
+        return outcomes
+
+    def _allocate(self, allocations: list[Allocation]) -> list[Outcome]:
+        """Try the group, then once more on another connection or, where that did not break, business by business."""
+        outcomes, error = self._try(allocations)
+        if error is None:
+            return outcomes
+        if is_connection_error(error):
+            return self._try(allocations)[0]
+        outcome_by_id: dict[UUID, Outcome] = {}
+        for business_id in {allocation.business_id for allocation in allocations}:
+            own = [allocation for allocation in allocations if allocation.business_id == business_id]
+            outcomes, _ = self._try(own)
+            outcome_by_id.update(zip((allocation.id for allocation in own), outcomes, strict=True))
+        return [outcome_by_id[allocation.id] for allocation in allocations]
+
+    def _try(self, allocations: list[Allocation]) -> tuple[list[Outcome], Exception | None]:
+        try:
+            with self._database.transaction() as connection:
+                return ledger.allocate(connection, self._hash_secret, allocations), None
+        except Exception as error:  # noqa: BLE001 (whatever broke, it was rolled back, and the caller is told)
+            logger.warning("a batch of %d allocations was rolled back: %s", len(allocations), describe_error(error))
+            return [Outcome.FAILED] * len(allocations), error
+
+
+def register_tasks(celery: Celery, codec: BatchCodec, processor: BatchProcessor) -> None:
+    """Make the tasks known to the worker."""
+
+    @celery.task(name=ALLOCATE_TASK)  # type: ignore[untyped-decorator]
+    def allocate(message: object) -> list[Outcome]:
+        try:
+            allocations = codec.open(message)
+        except MessageError as error:
+            logger.error("a message was dropped: %s", error)
+            return []
+        return processor.process(allocations)
