@@ -14,6 +14,7 @@ from api.publisher import Publisher
 from api.replies import Replies, Reply
 from api.settler import Settler
 from api.waiting import Pending, WaitingList
+from core.database import describe_error
 from core.messages import Allocation, Outcome
 from core.settings import Settings
 
@@ -114,6 +115,9 @@ class Dispatcher:
         """Publish a batch until each of it is answered or handed over to settling."""
         try:
             await self._exchange(batch)
+        except Exception as error:  # noqa: BLE001 (whatever broke, every caller gets a certain answer)
+            logger.error("a batch of %d could not be exchanged: %s", len(batch), describe_error(error))
+            self._start(self._settler.settle(batch))
         finally:
             self._in_flight -= 1
             self._waiting.release({pending.allocation.business_id for pending in batch})
@@ -129,8 +133,8 @@ class Dispatcher:
                 task_id = self._publisher.make_task_id()
                 copies[self._replies.expect(task_id)] = (task_id, undecided)
                 published += 1
-                await self._publisher.publish(task_id, [pending.allocation for pending in undecided])
                 resend_at = loop.time() + self._settings.resend_after_s
+                await self._publish(task_id, undecided)
                 while undecided and (wait_s := self._wait_s(resend_at, undecided)) > 0:
                     if not copies:  # every copy came back with something undecided: try again at its time
                         await asyncio.sleep(wait_s)
@@ -144,6 +148,13 @@ class Dispatcher:
         finally:
             for task_id, _ in copies.values():
                 self._replies.forget(task_id)
+
+    async def _publish(self, task_id: str, undecided: list[Pending]) -> None:
+        """Send a batch, and wait for that no longer than until it would be sent again."""
+        publishing = asyncio.create_task(
+            self._publisher.publish(task_id, [pending.allocation for pending in undecided])
+        )
+        await asyncio.wait([publishing], timeout=self._settings.resend_after_s)
 
     def _wait_s(self, resend_at: float, undecided: list[Pending]) -> float:
         """Return the time until the batch is resent or the first deadline passes."""

@@ -6,7 +6,6 @@ from typing import Any
 
 import msgspec
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
 from core.messages import Outcome
 from workers.app import RESULT_KEY_PREFIX
@@ -54,7 +53,7 @@ class Replies:
             reason = "no answer to a ping"
             try:
                 await self._listen_once()
-            except (RedisError, OSError) as error:
+            except Exception as error:  # noqa: BLE001 (without replies, every call waits for its deadline)
                 reason = type(error).__name__
             if self.subscribed.is_set():
                 self.subscribed.clear()
@@ -104,6 +103,6 @@ def _decode(data: bytes | str) -> Reply:
     try:
         task = _decoder.decode(data)
         return msgspec.convert(task.result, list[Outcome]) if task.status == "SUCCESS" else None
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         # msgspec.ValidationError too: an outcome of a newer worker, which settling will find out.
         return None

@@ -3,8 +3,6 @@
 import asyncio
 import logging
 
-from sqlalchemy.exc import SQLAlchemyError
-
 from api.clock import DatabaseClock
 from api.waiting import Pending
 from core import settlement
@@ -35,12 +33,11 @@ class Settler:
         last_deadline_us = max(pending.allocation.deadline_us for pending in due)
         await asyncio.sleep(max(0.0, (last_deadline_us - self._clock.now_us()) / 1_000_000))
         give_up_at = loop.time() + self._timeout_s
+        giving_up = loop.call_at(give_up_at, _answer_failed, due)
         while due := await self._settle_once(due):
             is_late = loop.time() >= give_up_at
-            if is_late:
-                for pending in due:
-                    pending.answer(Outcome.FAILED)
             await asyncio.sleep(_AGAIN_IN_BACKGROUND_AFTER_S if is_late else _AGAIN_AFTER_S)
+        giving_up.cancel()
 
     async def _settle_once(self, due: list[Pending]) -> list[Pending]:
         """Answer what is certain; return the others."""
@@ -55,7 +52,7 @@ class Settler:
                     pending.answer(pending.refusal or Outcome.EXPIRED)
                 else:
                     unsettled.append(pending)
-        except SQLAlchemyError as error:
+        except Exception as error:  # noqa: BLE001 (nothing may end the settling)
             logger.warning("%d allocations could not be settled yet: %s", len(due), describe_error(error))
             return due  # those that were answered are answered the same again
         return unsettled
@@ -74,3 +71,9 @@ class Settler:
     def _reverse(self, allocation: Allocation) -> bool:
         with self._database.transaction() as connection:
             return settlement.reverse(connection, allocation)
+
+
+def _answer_failed(due: list[Pending]) -> None:
+    """Answer 500, also while an attempt to settle is under way."""
+    for pending in due:
+        pending.answer(Outcome.FAILED)
