@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from litestar import Litestar, Request, Response
-from litestar.exceptions import HTTPException
+from litestar import Litestar, Request, Response, Router
+from litestar.exceptions import HTTPException, NotFoundException
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme
@@ -34,6 +34,7 @@ from workers.app import create_celery
 
 logger = logging.getLogger(__name__)
 
+_SCHEMA_PATH = "/schema"
 _REFUSAL_BY_STATUS = {
     refusal.status_code: refusal
     for refusal in (
@@ -98,7 +99,9 @@ def create_app(settings: Settings) -> Litestar:
         openapi_config=OpenAPIConfig(
             title="Payouts",
             version="1",
-            path="/schema",
+            openapi_router=Router(
+                _SCHEMA_PATH, route_handlers=[], include_in_schema=False, before_request=_refuse_other_documents
+            ),
             render_plugins=[JsonRenderPlugin()],
             components=Components(
                 security_schemes={
@@ -107,6 +110,19 @@ def create_app(settings: Settings) -> Litestar:
             ),
         ),
     )
+
+
+def _refuse_other_documents(request: Request[Any, Any, Any]) -> None:
+    """Answer 404 as everywhere else; Litestar's own answer below the schema path is a page of HTML."""
+    if _is_other_document(request.url.path):
+        raise NotFoundException
+
+
+def _is_other_document(path: str) -> bool:
+    return path.startswith(f"{_SCHEMA_PATH}/") and path.rstrip("/") not in {
+        _SCHEMA_PATH,
+        f"{_SCHEMA_PATH}/openapi.json",
+    }
 
 
 def create_app_from_environment() -> Litestar:
@@ -125,10 +141,11 @@ def create_app_from_environment() -> Litestar:
     return create_app(settings)
 
 
-def _answer_http_exception(_: Request[Any, Any, Any], error: HTTPException) -> Response[Any]:
-    refusal = _REFUSAL_BY_STATUS.get(error.status_code)
+def _answer_http_exception(request: Request[Any, Any, Any], error: HTTPException) -> Response[Any]:
+    status_code = 404 if _is_other_document(request.url.path) else error.status_code
+    refusal = _REFUSAL_BY_STATUS.get(status_code)
     if refusal is None:
-        refusal = Refusal(error.status_code, "Bad request") if error.status_code < 500 else responses.INTERNAL_ERROR
+        refusal = Refusal(status_code, "Bad request") if status_code < 500 else responses.INTERNAL_ERROR
     response = refusal.response()
     if allow := (error.headers or {}).get("allow"):
         response.headers["Allow"] = allow

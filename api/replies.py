@@ -103,6 +103,6 @@ def _decode(data: bytes | str) -> Reply:
     try:
         task = _decoder.decode(data)
         return msgspec.convert(task.result, list[Outcome]) if task.status == "SUCCESS" else None
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         # msgspec.ValidationError too: an outcome of a newer worker, which settling will find out.
         return None

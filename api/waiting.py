@@ -46,16 +46,17 @@ class WaitingList:
         """Take a batch of at most `batch_max` over all businesses that may go; they are busy from now on."""
         batch: list[Pending] = []
         taken: set[UUID] = set()
-        while self._turns and len(batch) < batch_max:
+        while self._turns and len(batch) < batch_max:  # a round; the next ones fill what others left free
             share = max(1, (batch_max - len(batch)) // len(self._turns))
-            business_id = self._turns.popleft()
-            queue = self._by_business[business_id]
-            batch.extend(queue.popleft() for _ in range(min(share, len(queue), batch_max - len(batch))))
-            taken.add(business_id)
-            if queue:
-                self._turns.append(business_id)  # there may be room for more of it at the end
-            else:
-                del self._by_business[business_id]
+            for _ in range(min(len(self._turns), batch_max - len(batch))):
+                business_id = self._turns.popleft()
+                queue = self._by_business[business_id]
+                batch.extend(queue.popleft() for _ in range(min(share, len(queue))))
+                taken.add(business_id)
+                if queue:
+                    self._turns.append(business_id)
+                else:
+                    del self._by_business[business_id]
         self._busy |= taken
         if taken:
             self._turns = deque(id_ for id_ in self._turns if id_ not in taken)

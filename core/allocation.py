@@ -34,10 +34,10 @@ class LockedState:
     now_us: int
     """Microseconds since 1970 by the database's clock, read after the locks were taken."""
     businesses: Mapping[UUID, BusinessState]
-    live_api_key_ids: Set[UUID]
-    """Ids of secret keys that are not revoked."""
-    history_ids: Set[UUID] = frozenset()
-    """Ids of the given allocations that are already in the history."""
+    live_api_keys: Set[tuple[UUID, UUID]]
+    """(business id, key id) of secret keys that are not revoked."""
+    history_keys: Set[tuple[UUID, UUID]] = frozenset()
+    """Keys of the given allocations that are already in the history."""
     idempotency_uses: Mapping[tuple[UUID, str], IdempotencyUse] = field(default_factory=dict)
     """By (business id, idempotency key)."""
 
@@ -66,17 +66,17 @@ def decide(state: LockedState, allocations: Iterable[Allocation]) -> Decision:
     allocated earlier in the same batch, reports `allocated` and moves nothing.
     """
     balances = {id_: business.payout_balance_cents for id_, business in state.businesses.items()}
-    allocated_ids = set(state.history_ids)
+    allocated_keys = set(state.history_keys)
     uses = dict(state.idempotency_uses)
     outcomes: list[Outcome] = []
     entries: list[Entry] = []
     for allocation in allocations:
-        outcome = _outcome(state, balances, allocated_ids, uses, allocation)
+        outcome = _outcome(state, balances, allocated_keys, uses, allocation)
         outcomes.append(outcome)
-        if outcome is not Outcome.ALLOCATED or allocation.id in allocated_ids:
+        if outcome is not Outcome.ALLOCATED or allocation.key in allocated_keys:
             continue
         balances[allocation.business_id] -= allocation.amount_cents
-        allocated_ids.add(allocation.id)
+        allocated_keys.add(allocation.key)
         attempt = 0
         if allocation.idempotency_key is not None:
             key = (allocation.business_id, allocation.idempotency_key)
@@ -89,17 +89,17 @@ def decide(state: LockedState, allocations: Iterable[Allocation]) -> Decision:
 def _outcome(
     state: LockedState,
     balances: Mapping[UUID, int],
-    allocated_ids: Set[UUID],
+    allocated_keys: Set[tuple[UUID, UUID]],
     uses: Mapping[tuple[UUID, str], IdempotencyUse],
     allocation: Allocation,
 ) -> Outcome:
     """Decide one allocation; the order is the contract's, with redelivery and deadline before it."""
-    if allocation.id in allocated_ids:
+    if allocation.key in allocated_keys:
         return Outcome.ALLOCATED
     if state.now_us > allocation.deadline_us:
         return Outcome.EXPIRED
     business = state.businesses.get(allocation.business_id)
-    if business is None or allocation.api_key_id not in state.live_api_key_ids:
+    if business is None or (allocation.business_id, allocation.api_key_id) not in state.live_api_keys:
         return Outcome.UNAUTHORIZED
     if allocation.idempotency_key is not None:
         use = uses.get((allocation.business_id, allocation.idempotency_key))

@@ -31,4 +31,6 @@ def normalise_email(email: str) -> str | None:
     except EmailSyntaxError:
         return None
     # Lower-casing can take a text out of NFC, so it is composed again.
-    return unicodedata.normalize("NFC", local.lower()) + "@" + ascii_domain.lower()
+    normalised = unicodedata.normalize("NFC", local.lower()) + "@" + ascii_domain.lower()
+    # A few addresses grow; what we show must be an address that we take.
+    return normalised if len(normalised) <= EMAIL_MAX_CHARACTERS else None

@@ -33,10 +33,9 @@ def format_id(kind: IdKind, value: UUID) -> str:
 
 def parse_id(kind: IdKind, text: str) -> UUID | None:
     """Read an id that `format_id` wrote; None for anything else."""
-    prefix, _, digits = text.partition("_")
-    if prefix != kind or len(digits) != 32 or not digits.isascii() or not digits.isalnum():
-        return None
     try:
-        return UUID(hex=digits)
+        value = UUID(hex=text.removeprefix(f"{kind}_"))
     except ValueError:
         return None
+    # One spelling only: `UUID` also reads capitals, braces and hyphens.
+    return value if text == format_id(kind, value) else None

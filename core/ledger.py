@@ -11,6 +11,11 @@ from core.credentials import digest_of, payout_hash
 from core.ids import new_id
 from core.messages import Allocation, Outcome
 
+
+class LedgerError(Exception):
+    """The books are not what every transaction of ours leaves behind; whatever was begun is rolled back."""
+
+
 # In id order, so that two batches can never wait for each other in a circle.
 _LOCK_BUSINESSES = sa.text("""
     SELECT id, payout_balance, payouts_enabled
@@ -23,18 +28,15 @@ _LOCK_BUSINESSES = sa.text("""
 # The clock and the keys are read after the locks are held: revoking a key takes the same lock.
 _CLOCK = sa.text("SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS bigint)")
 
-_LIVE_API_KEYS = sa.text("""
-    SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS bigint),
-        ARRAY(
-            SELECT api_keys.id
-            FROM unnest(CAST(:business_ids AS uuid[]), CAST(:api_key_ids AS uuid[])) AS wanted (business_id, id)
-            JOIN api_keys USING (business_id, id)
-            WHERE kind = 'secret' AND revoked_at IS NULL
-        )
+_CLOCK_AND_API_KEYS = sa.text("""
+    SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS bigint), wanted.business_id, wanted.id,
+        COALESCE(kind = 'secret' AND revoked_at IS NULL, false)
+    FROM unnest(CAST(:business_ids AS uuid[]), CAST(:api_key_ids AS uuid[])) AS wanted (business_id, id)
+    LEFT JOIN api_keys USING (business_id, id)
 """)
 
-_HISTORY_IDS = sa.text("""
-    SELECT payout_transactions.id
+_HISTORY_KEYS = sa.text("""
+    SELECT business_id, id
     FROM unnest(CAST(:business_ids AS uuid[]), CAST(:ids AS uuid[])) AS wanted (business_id, id)
     JOIN payout_transactions USING (business_id, id)
 """)
@@ -125,14 +127,16 @@ def allocate(connection: Connection, hash_secret: bytes, allocations: Sequence[A
 
     Runs inside the caller's transaction. Any number of deliveries of the same allocations pays once.
     """
+    if not allocations:
+        return []
     decision = decide(_lock_and_read(connection, allocations), allocations)
     if decision.entries:
         _write(connection, hash_secret, decision.entries)
     return decision.outcomes
 
 
-def committed_ids(connection: Connection, allocations: Sequence[Allocation]) -> tuple[int, set[UUID]]:
-    """Lock the businesses, then return the database's time (µs) and which allocations are in the history.
+def find_committed(connection: Connection, allocations: Sequence[Allocation]) -> tuple[int, set[tuple[UUID, UUID]]]:
+    """Lock the businesses, then return the database's time (µs) and the keys of those that are in the history.
 
     Behind the lock no worker is in the middle of one of them: whatever is not here at a time past its
     deadline will never be.
@@ -140,7 +144,7 @@ def committed_ids(connection: Connection, allocations: Sequence[Allocation]) -> 
     business_ids = list({allocation.business_id for allocation in allocations})
     connection.execute(_LOCK_BUSINESSES, {"business_ids": business_ids})
     now_us = int(connection.execute(_CLOCK).scalar_one())
-    return now_us, _read_history_ids(connection, allocations)
+    return now_us, _read_history_keys(connection, allocations)
 
 
 def reverse(connection: Connection, allocation: Allocation) -> bool:
@@ -156,37 +160,39 @@ def reverse(connection: Connection, allocation: Allocation) -> bool:
         return False
     payout_user_id, amount = row
     parameters = {"payout_user_id": payout_user_id, "amount": amount, "reversal_id": new_id()}
-    connection.execute(_REVERSE, key | parameters)
+    if connection.execute(_REVERSE, key | parameters).rowcount != 1:
+        text = "an allocation without its user or business cannot be reversed"
+        raise LedgerError(text)
     return True
 
 
 def _lock_and_read(connection: Connection, allocations: Sequence[Allocation]) -> LockedState:
-    keys_by_business = {(allocation.business_id, allocation.api_key_id) for allocation in allocations}
-    business_ids = list({business_id for business_id, _ in keys_by_business})
+    named_keys = {(allocation.business_id, allocation.api_key_id) for allocation in allocations}
+    business_ids = list({business_id for business_id, _ in named_keys})
     rows = connection.execute(_LOCK_BUSINESSES, {"business_ids": business_ids})
     businesses = {id_: BusinessState(balance, enabled) for id_, balance, enabled in rows}
-    now_us, live_api_key_ids = connection.execute(
-        _LIVE_API_KEYS,
+    keys = connection.execute(
+        _CLOCK_AND_API_KEYS,
         {
-            "business_ids": [business_id for business_id, _ in keys_by_business],
-            "api_key_ids": [api_key_id for _, api_key_id in keys_by_business],
+            "business_ids": [business_id for business_id, _ in named_keys],
+            "api_key_ids": [api_key_id for _, api_key_id in named_keys],
         },
-    ).one()
+    ).all()
     return LockedState(
-        now_us=now_us,
+        now_us=max(now_us for now_us, *_ in keys),
         businesses=businesses,
-        live_api_key_ids=set(live_api_key_ids),
-        history_ids=_read_history_ids(connection, allocations),
+        live_api_keys={(business_id, api_key_id) for _, business_id, api_key_id, is_live in keys if is_live},
+        history_keys=_read_history_keys(connection, allocations),
         idempotency_uses=_read_idempotency_uses(connection, allocations),
     )
 
 
-def _read_history_ids(connection: Connection, allocations: Sequence[Allocation]) -> set[UUID]:
+def _read_history_keys(connection: Connection, allocations: Sequence[Allocation]) -> set[tuple[UUID, UUID]]:
     parameters = {
         "business_ids": [allocation.business_id for allocation in allocations],
         "ids": [allocation.id for allocation in allocations],
     }
-    return set(connection.execute(_HISTORY_IDS, parameters).scalars())
+    return {(business_id, id_) for business_id, id_ in connection.execute(_HISTORY_KEYS, parameters)}
 
 
 def _read_idempotency_uses(

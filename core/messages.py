@@ -34,6 +34,11 @@ class Allocation(msgspec.Struct, frozen=True, array_like=True, gc=False):
     deadline_us: int
     idempotency_key: str | None = None
 
+    @property
+    def key(self) -> tuple[UUID, UUID]:
+        """The history row's primary key: business id, id."""
+        return (self.business_id, self.id)
+
 
 class Outcome(StrEnum):
     """What became of an allocation. All but `allocated` moved nothing; they are listed by precedence."""

@@ -40,29 +40,41 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     in_flight_max: Annotated[int, Meta(ge=1, le=64, description="Celery tasks under way for one API process")] = 2
     waiting_max: Annotated[int, Meta(ge=1, description="callers waiting in one API process; beyond, 429")] = 10_000
     request_body_max_bytes: Annotated[int, Meta(ge=1024, description="largest body of an ordinary request")] = 65_536
-    resend_after_s: Annotated[float, Meta(gt=0, description="without a reply, a batch is published again")] = 1.0
-    reply_timeout_s: Annotated[float, Meta(gt=0, description="an allocation's deadline, from its arrival")] = 6.0
+    resend_after_s: Annotated[float, Meta(gt=0, le=3600, description="without a reply, a batch is published again")] = (
+        1.0
+    )
+    reply_timeout_s: Annotated[float, Meta(gt=0, le=3600, description="an allocation's deadline, from its arrival")] = (
+        6.0
+    )
     settle_timeout_s: Annotated[
         float,
-        Meta(gt=0, description="after the deadline, time to find out for certain before the answer is 500"),
+        Meta(gt=0, le=3600, description="after the deadline, time to find out for certain before the answer is 500"),
     ] = 3.0
     transaction_timeout_s: Annotated[
         float,
-        Meta(ge=0.1, description="PostgreSQL ends a longer transaction, so a stalled worker frees its rows"),
+        Meta(ge=0.1, le=3600, description="PostgreSQL ends a longer transaction, so a stalled worker frees its rows"),
     ] = 2.0
     lock_wait_s: Annotated[
         float,
-        Meta(gt=0, description="a worker waits this long for another's Redis locks, then goes on without"),
+        Meta(gt=0, le=3600, description="a worker waits this long for another's Redis locks, then goes on without"),
     ] = 1.0
-    lock_ttl_s: Annotated[float, Meta(gt=0, description="a Redis lock whose worker died ends after this")] = 2.5
-    redis_timeout_s: Annotated[float, Meta(gt=0, description="longest wait on one Redis or broker operation")] = 0.5
+    lock_ttl_s: Annotated[float, Meta(gt=0, le=3600, description="a Redis lock whose worker died ends after this")] = (
+        2.5
+    )
+    redis_timeout_s: Annotated[
+        float, Meta(gt=0, le=3600, description="longest wait on one Redis or broker operation")
+    ] = 0.5
     database_connect_timeout_s: Annotated[
         int, Meta(ge=2, description="longest wait for one connection to PostgreSQL")
     ] = 2
     database_pool_size: Annotated[int, Meta(ge=1, description="connections that one process keeps open")] = 8
-    startup_timeout_s: Annotated[float, Meta(gt=0, description="how long a starting process waits for PostgreSQL")] = (
-        30.0
-    )
+    startup_timeout_s: Annotated[
+        float, Meta(gt=0, le=3600, description="how long a starting process waits for PostgreSQL")
+    ] = 30.0
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        """Show nothing to rich either, which prefers this."""
+        return []
 
     def __repr__(self) -> str:
         """Show nothing: URLs and the hash secret are secrets."""
@@ -76,7 +88,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
 _SCHEMES = {
     "database_url": ("postgresql://", "postgres://"),
-    "redis_url": ("redis://", "rediss://", "unix://"),
+    "redis_url": ("redis://", "rediss://"),
     "broker_url": ("redis://", "rediss://", "amqp://", "amqps://", "redis+socket://"),
 }
 _SECRETS = {*_SCHEMES, "hash_secret"}

@@ -24,7 +24,8 @@ def settle(connection: Connection, allocations: Sequence[Allocation]) -> Settlem
     Whoever wrote one of them has committed by the time the row is ours, and whoever comes later checks the
     deadline behind the same lock. So what is past its deadline and not in the history can never get there.
     """
-    now_us, committed = ledger.committed_ids(connection, allocations)
+    now_us, found = ledger.find_committed(connection, allocations)
+    committed = {each.id for each in allocations if each.key in found}
     never = {each.id for each in allocations if each.id not in committed and now_us > each.deadline_us}
     return Settlement(committed, never)
 

@@ -43,6 +43,7 @@ def create_celery(settings: Settings) -> Celery:
         task_serializer="json",
         result_serializer="json",
         task_default_queue=QUEUE,
+        worker_consumer="workers.consumer:Consumer",
         worker_prefetch_multiplier=1,
         # Concerns late acknowledgement only, which we do not use; leaving it out makes Celery warn about it.
         worker_cancel_long_running_tasks_on_connection_loss=True,

@@ -63,9 +63,9 @@ def register_tasks(celery: Celery, codec: BatchCodec, processor: BatchProcessor)
     """Make the tasks known to the worker."""
 
     @celery.task(name=ALLOCATE_TASK)  # type: ignore[untyped-decorator]
-    def allocate(message: object) -> list[Outcome]:
+    def allocate(*arguments: object, **_: object) -> list[Outcome]:
         try:
-            allocations = codec.open(message)
+            allocations = codec.open(arguments[0] if arguments else None)
         except MessageError as error:
             logger.error("a message was dropped: %s", error)
             return []

@@ -710,10 +710,18 @@ def test_refused_calls_among_good_ones_do_not_touch_them(system: System) -> None
 
 
 @pytest.fixture(scope="module")
-def hasty_system(servers: Servers) -> Iterator[System]:
-    valkey = EmbeddedValkey()  # its own, for workers on one queue must share a database
+def own_valkey() -> Iterator[EmbeddedValkey]:
+    """Not the session's, for workers on one queue must share a database."""
+    server = EmbeddedValkey()
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def hasty_system(servers: Servers, own_valkey: EmbeddedValkey) -> Iterator[System]:
     with run_system(
-        Servers(servers.postgres_url, valkey.start()),
+        Servers(servers.postgres_url, own_valkey.url),
         waiting_max="1",
         resend_after_s="0.3",
         reply_timeout_s="1.2",
@@ -722,7 +730,6 @@ def hasty_system(servers: Servers) -> Iterator[System]:
         lock_wait_s="0.3",
     ) as running:
         yield running
-    valkey.stop()
 
 
 def test_one_caller_too_many_answers_429_with_retry_after(hasty_system: System) -> None:

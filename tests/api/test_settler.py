@@ -1,0 +1,228 @@
+"""Settling, on a real PostgreSQL: what is said at the deadline is true for ever."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import sqlalchemy as sa
+
+from api.clock import DatabaseClock
+from api.settler import Settler
+from api.waiting import Pending
+from core import ledger
+from core.database import Database
+from core.ids import new_id
+from core.messages import Allocation, Outcome
+from tests.servers import HASH_SECRET, Account, open_account, verify_books
+
+SECRET = HASH_SECRET.encode()
+WAIT_S = 20
+
+
+@pytest.fixture
+def impatient(database_url: str) -> Iterator[Database]:
+    """The database as the settler sees it: its transactions end soon."""
+    with Database(database_url, transaction_timeout_s=0.2) as opened:
+        yield opened
+
+
+def ask(account: Account, clock: DatabaseClock, *, deadline_in_s: float, amount: int = 7) -> Allocation:
+    deadline_us = clock.now_us() + round(deadline_in_s * 1_000_000)
+    return Allocation(new_id(), account.business.id, account.api_key_id, "user@example.com", amount, deadline_us)
+
+
+def allocate(database: Database, *allocations: Allocation) -> list[Outcome]:
+    with database.transaction() as connection:
+        return ledger.allocate(connection, SECRET, allocations)
+
+
+def read_types(database: Database) -> list[str]:
+    """Return the types in the history of all businesses, without fundings."""
+    with database.transaction() as connection:
+        query = sa.text("SELECT type FROM payout_transactions WHERE type <> 'funding' ORDER BY id")
+        return list(connection.execute(query).scalars())
+
+
+def make_clock(database: Database) -> DatabaseClock:
+    clock = DatabaseClock(database)
+    clock.measure()
+    return clock
+
+
+def pend(allocation: Allocation) -> Pending:
+    return Pending(allocation, asyncio.get_running_loop().create_future())
+
+
+@contextmanager
+def uncommitted(database: Database, allocation: Allocation) -> Iterator[threading.Event]:
+    """Have a worker in the middle of an allocation: all written, and committed when the event is set."""
+    written, finish = threading.Event(), threading.Event()
+
+    def work() -> None:
+        with database.transaction() as connection:
+            assert ledger.allocate(connection, SECRET, [allocation]) == [Outcome.ALLOCATED]
+            written.set()
+            finish.wait(WAIT_S)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    assert written.wait(WAIT_S)
+    try:
+        yield finish
+    finally:
+        finish.set()
+        thread.join()
+
+
+def test_each_is_answered_from_the_history(database: Database) -> None:
+    account, clock = open_account(database), make_clock(database)
+    committed, never, refused = (ask(account, clock, deadline_in_s=0.2) for _ in range(3))
+    assert allocate(database, committed) == [Outcome.ALLOCATED]
+
+    async def run() -> None:
+        due = [pend(committed), pend(never), pend(refused)]
+        due[2].refusal = Outcome.INSUFFICIENT_BALANCE
+        await asyncio.wait_for(Settler(database, clock, timeout_s=WAIT_S).settle(due), WAIT_S)
+        outcomes = [pending.outcome.result() for pending in due]
+        assert outcomes == [Outcome.ALLOCATED, Outcome.EXPIRED, Outcome.INSUFFICIENT_BALANCE]
+
+    asyncio.run(run())
+    assert read_types(database) == ["allocation"]
+
+
+def test_refusal_of_one_copy_gives_way_to_a_copy_that_paid(database: Database) -> None:
+    account, clock = open_account(database), make_clock(database)
+    allocation = ask(account, clock, deadline_in_s=0.2)
+    assert allocate(database, allocation) == [Outcome.ALLOCATED]
+
+    async def run() -> None:
+        pending = pend(allocation)
+        pending.refusal = Outcome.PAYOUTS_DISABLED
+        await asyncio.wait_for(Settler(database, clock, timeout_s=WAIT_S).settle([pending]), WAIT_S)
+        assert pending.outcome.result() is Outcome.ALLOCATED
+
+    asyncio.run(run())
+
+
+def test_nobody_is_answered_expired_before_the_deadline(database: Database) -> None:
+    account, clock = open_account(database), make_clock(database)
+    allocation = ask(account, clock, deadline_in_s=0.5)
+
+    async def run() -> None:
+        pending = pend(allocation)
+        await asyncio.wait_for(Settler(database, clock, timeout_s=WAIT_S).settle([pending]), WAIT_S)
+        assert pending.outcome.result() is Outcome.EXPIRED
+
+    asyncio.run(run())
+    assert time.time_ns() // 1000 > allocation.deadline_us
+    assert allocate(database, allocation) == [Outcome.EXPIRED]
+
+
+def test_clock_that_is_ahead_answers_nothing_too_early(database: Database) -> None:
+    account = open_account(database)
+    ahead = DatabaseClock(database)
+    ahead._offset_us = time.time_ns() // 1000 - time.monotonic_ns() // 1000 + 500_000
+    allocation = ask(account, ahead, deadline_in_s=0)
+
+    async def run() -> None:
+        pending = pend(allocation)
+        await asyncio.wait_for(Settler(database, ahead, timeout_s=WAIT_S).settle([pending]), WAIT_S)
+        assert pending.outcome.result() is Outcome.EXPIRED
+
+    asyncio.run(run())
+    assert allocate(database, allocation) == [Outcome.EXPIRED]
+
+
+def test_a_worker_in_the_middle_is_waited_for(database: Database) -> None:
+    account, clock = open_account(database), make_clock(database)
+    allocation = ask(account, clock, deadline_in_s=0.3)
+
+    async def run() -> None:
+        pending = pend(allocation)
+        with uncommitted(database, allocation) as finish:
+            settling = asyncio.create_task(Settler(database, clock, timeout_s=WAIT_S).settle([pending]))
+            await asyncio.sleep(0.6)
+            assert not pending.outcome.done()
+            finish.set()
+            await asyncio.wait_for(settling, WAIT_S)
+        assert pending.outcome.result() is Outcome.ALLOCATED
+
+    asyncio.run(run())
+    assert verify_books(database).balanced
+
+
+def test_what_was_answered_failed_but_is_committed_is_reversed(
+    database: Database, impatient: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    account, clock = open_account(database), make_clock(database)
+    allocation = ask(account, clock, deadline_in_s=0.3)
+
+    async def run() -> None:
+        pending = pend(allocation)
+        with uncommitted(database, allocation) as finish:
+            settling = asyncio.create_task(Settler(impatient, clock, timeout_s=0.3).settle([pending]))
+            assert await asyncio.wait_for(pending.outcome, WAIT_S) is Outcome.FAILED
+            finish.set()
+            await asyncio.wait_for(settling, WAIT_S)
+
+    asyncio.run(run())
+    assert read_types(database) == ["allocation", "reversal"]
+    assert verify_books(database).balanced
+    assert [record.levelname for record in caplog.records if "it is reversed" in record.message] == ["ERROR"]
+    assert "example.com" not in caplog.text
+
+
+def test_what_was_answered_failed_and_is_not_committed_stays_so(database: Database, impatient: Database) -> None:
+    account, clock = open_account(database), make_clock(database)
+    allocation = ask(account, clock, deadline_in_s=0.1)
+
+    async def run() -> None:
+        pending = pend(allocation)
+        with database.transaction() as connection:
+            connection.execute(sa.text("SELECT FROM businesses WHERE id = :id FOR UPDATE"), {"id": account.business.id})
+            settling = asyncio.create_task(Settler(impatient, clock, timeout_s=0.3).settle([pending]))
+            assert await asyncio.wait_for(pending.outcome, WAIT_S) is Outcome.FAILED
+        await asyncio.wait_for(settling, WAIT_S)
+        assert pending.outcome.result() is Outcome.FAILED
+
+    asyncio.run(run())
+    assert allocate(database, allocation) == [Outcome.EXPIRED]
+    assert read_types(database) == []
+
+
+def test_database_that_comes_back_in_time_answers_as_if_nothing_had_been(
+    database: Database, impatient: Database
+) -> None:
+    account, clock = open_account(database), make_clock(database)
+    allocation = ask(account, clock, deadline_in_s=0.3)
+
+    async def run() -> None:
+        pending = pend(allocation)
+        with uncommitted(database, allocation) as finish:
+            settling = asyncio.create_task(Settler(impatient, clock, timeout_s=WAIT_S).settle([pending]))
+            await asyncio.sleep(0.8)  # several attempts end at their time limit
+            assert not pending.outcome.done()
+            finish.set()
+            await asyncio.wait_for(settling, WAIT_S)
+        assert pending.outcome.result() is Outcome.ALLOCATED
+
+    asyncio.run(run())
+    assert read_types(database) == ["allocation"]
+
+
+def test_a_caller_who_has_gone_keeps_nothing_from_settling(database: Database) -> None:
+    account, clock = open_account(database), make_clock(database)
+    gone, stays = (ask(account, clock, deadline_in_s=0.2) for _ in range(2))
+    assert allocate(database, gone, stays) == [Outcome.ALLOCATED] * 2
+
+    async def run() -> None:
+        due = [pend(gone), pend(stays)]
+        due[0].outcome.cancel()
+        await asyncio.wait_for(Settler(database, clock, timeout_s=WAIT_S).settle(due), WAIT_S)
+        assert due[1].outcome.result() is Outcome.ALLOCATED
+
+    asyncio.run(run())
+    assert read_types(database) == ["allocation"] * 2

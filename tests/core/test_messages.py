@@ -1,0 +1,127 @@
+"""Messages between API and workers: sealed, and open to both sides of a rolling deploy."""
+
+import base64
+from uuid import UUID
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from core.messages import Allocation, BatchCodec, MessageError
+from tests.core.builders import HASH_SECRET, batches, make_allocation, seal_by_hand
+
+CODEC = BatchCodec(HASH_SECRET)
+EMAIL = "somebody@secret.example"
+BATCH = [make_allocation(UUID(int=1), UUID(int=2), email=EMAIL, amount_cents=7, idempotency_key="the key")]
+NOT_TEXT = "the message is not text"
+UNKNOWN_VERSION = "the message has an unknown version"
+DAMAGED = "the message is damaged, or sealed with another PAYOUTS_HASH_SECRET"
+
+_encode = msgspec.msgpack.Encoder(uuid_format="bytes").encode
+
+
+def refusal_of(message: object, codec: BatchCodec = CODEC) -> str:
+    with pytest.raises(MessageError) as caught:
+        codec.open(message)
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__ or caught.value.__context__ is None
+    return str(caught.value)
+
+
+@given(batches)
+def test_what_is_sealed_can_be_opened(batch: list[Allocation]) -> None:
+    assert CODEC.open(CODEC.seal(batch)) == batch
+
+
+def test_a_sealed_message_shows_nothing_of_the_batch() -> None:
+    sealed = CODEC.seal(BATCH)
+    assert sealed.isascii()
+    raw = base64.b64decode(sealed.removeprefix("1:"))
+    for secret in (EMAIL.encode(), b"secret", b"the key", BATCH[0].id.bytes, HASH_SECRET):
+        assert secret not in raw
+        assert secret not in sealed.encode()
+
+
+def test_the_same_batch_is_never_sealed_the_same_way() -> None:
+    assert len({CODEC.seal(BATCH) for _ in range(20)}) == 20
+
+
+def test_another_secret_does_not_open_it() -> None:
+    assert refusal_of(CODEC.seal(BATCH), BatchCodec(b"x" * 32)) == DAMAGED
+
+
+@pytest.mark.parametrize("version", ["", "0", "2", "11", " 1", "１"])  # noqa: RUF001 (a full-width 1)
+def test_another_version_is_not_opened(version: str) -> None:
+    assert refusal_of(version + CODEC.seal(BATCH).removeprefix("1")) == UNKNOWN_VERSION
+
+
+@pytest.mark.parametrize("message", [None, 1, 1.5, b"1:AAAA", ["1:AAAA"], {"1": 1}, CODEC, True])
+def test_what_is_not_text_is_refused(message: object) -> None:
+    assert refusal_of(message) == NOT_TEXT
+
+
+@given(st.integers(min_value=0), st.integers(1, 255))
+def test_a_message_with_one_byte_changed_is_refused(position: int, change: int) -> None:
+    raw = bytearray(base64.b64decode(CODEC.seal(BATCH).removeprefix("1:")))
+    raw[position % len(raw)] ^= change
+    assert refusal_of(f"1:{base64.b64encode(raw).decode()}") == DAMAGED
+
+
+@given(st.integers(min_value=0))
+def test_a_message_that_is_cut_short_is_refused(length: int) -> None:
+    sealed = CODEC.seal(BATCH)
+    assert refusal_of(sealed[: length % len(sealed)]) in {DAMAGED, UNKNOWN_VERSION}
+
+
+@given(st.text(st.characters()))
+def test_any_other_text_is_refused(text: str) -> None:
+    assert refusal_of(text) in {DAMAGED, UNKNOWN_VERSION}
+    assert refusal_of(f"1:{text}") == DAMAGED
+
+
+@given(st.binary())
+def test_sealed_bytes_that_are_no_batch_are_refused(plain: bytes) -> None:
+    if plain != b"\x90":  # an empty batch
+        assert refusal_of(seal_by_hand(plain)) == DAMAGED
+
+
+@pytest.mark.parametrize(
+    "plain",
+    [
+        {"id": EMAIL},
+        [[EMAIL]],
+        [EMAIL],
+        [[*msgspec.structs.astuple(BATCH[0])[:4], "seven", 1]],
+        [[*msgspec.structs.astuple(BATCH[0])[:5]]],
+        [[EMAIL, *msgspec.structs.astuple(BATCH[0])[1:]]],
+    ],
+)
+def test_a_sealed_message_of_another_shape_is_refused_and_not_repeated(plain: object) -> None:
+    assert refusal_of(seal_by_hand(_encode(plain))) == DAMAGED
+
+
+def test_a_sealed_email_that_is_not_utf8_is_refused() -> None:
+    plain = _encode(BATCH).replace(EMAIL.encode(), b"\xff" * len(EMAIL))
+    assert refusal_of(seal_by_hand(plain)) == DAMAGED
+
+
+def test_sealed_nesting_without_end_is_refused() -> None:
+    assert refusal_of(seal_by_hand(b"\x91" * 100_000 + b"\x90")) == DAMAGED
+
+
+@pytest.mark.parametrize("piece", ["A", "\ud800", "{", "é", "\0", f"{EMAIL} "])
+def test_ten_megabytes_of_garbage_are_refused(piece: str) -> None:
+    garbage = piece * (10_000_000 // len(piece))
+    assert refusal_of(garbage) == UNKNOWN_VERSION
+    assert refusal_of(f"1:{garbage}") == DAMAGED
+
+
+def test_a_field_that_a_newer_process_added_is_ignored() -> None:
+    newer = [[*msgspec.structs.astuple(each), "a field of tomorrow", {"more": 1}] for each in BATCH]
+    assert CODEC.open(seal_by_hand(_encode(newer))) == BATCH
+
+
+def test_a_field_that_an_older_process_does_not_know_has_its_default() -> None:
+    older = [msgspec.structs.astuple(each)[:-1] for each in BATCH]
+    assert CODEC.open(seal_by_hand(_encode(older))) == [msgspec.structs.replace(BATCH[0], idempotency_key=None)]

@@ -1,0 +1,92 @@
+"""Finding out for certain what became of an allocation."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+from core import ledger
+from core.database import Database
+from core.messages import Outcome
+from core.settlement import Settlement
+from tests.core.builders import (
+    HASH_SECRET,
+    UNKNOWN_ID,
+    allocate,
+    allocation_of,
+    database_now_us,
+    make_allocation,
+    read_payout_balance,
+    reverse,
+    settle,
+    wait_until_blocked,
+)
+from tests.servers import Account, open_account
+
+
+def test_what_is_in_the_history_is_committed(database: Database, payer: Account) -> None:
+    paid = allocation_of(payer)
+    allocate(database, paid)
+    assert settle(database, paid) == Settlement(committed={paid.id}, never=set())
+
+
+def test_what_is_not_there_after_its_deadline_never_will_be(database: Database, payer: Account) -> None:
+    missed = allocation_of(payer, deadline_us=database_now_us(database) - 1)
+    assert settle(database, missed) == Settlement(committed=set(), never={missed.id})
+    assert allocate(database, missed) == [Outcome.EXPIRED]
+
+
+def test_before_the_deadline_nothing_is_certain(database: Database, payer: Account) -> None:
+    waiting = allocation_of(payer)
+    assert settle(database, waiting) == Settlement(committed=set(), never=set())
+
+
+def test_each_of_several_is_settled_by_itself(database: Database, payer: Account) -> None:
+    other = open_account(database)
+    paid, theirs = allocation_of(payer), allocation_of(other)
+    waiting, missed = allocation_of(other), allocation_of(payer, deadline_us=0)
+    allocate(database, paid, theirs)
+    assert settle(database, missed, paid, waiting, theirs) == Settlement({paid.id, theirs.id}, {missed.id})
+
+
+def test_what_was_committed_in_time_stays_committed_after_its_deadline(database: Database, payer: Account) -> None:
+    paid = allocation_of(payer)
+    allocate(database, paid)
+    late = allocation_of(payer, deadline_us=0)
+    assert settle(database, paid, late) == Settlement({paid.id}, {late.id})
+
+
+def test_an_allocation_of_an_unknown_business_never_will_be(database: Database, payer: Account) -> None:
+    lost = make_allocation(UNKNOWN_ID, payer.api_key_id, deadline_us=0)
+    assert settle(database, lost) == Settlement(set(), {lost.id})
+
+
+def test_settling_nothing_finds_nothing(database: Database) -> None:
+    assert settle(database) == Settlement(set(), set())
+
+
+def test_settling_waits_for_a_worker_that_holds_the_row_and_sees_its_commit(shared_database: Database) -> None:
+    payer = open_account(shared_database)
+    paid = allocation_of(payer)
+    with ThreadPoolExecutor() as threads:
+        with shared_database.transaction() as connection:
+            ledger.allocate(connection, HASH_SECRET, [paid])
+            settlement = threads.submit(settle, shared_database, paid)
+            wait_until_blocked(shared_database)
+        assert settlement.result() == Settlement({paid.id}, set())
+
+
+def test_settling_waits_for_a_worker_that_is_rolled_back(shared_database: Database) -> None:
+    payer = open_account(shared_database)
+    lost = allocation_of(payer, deadline_us=database_now_us(shared_database) + 60_000_000)
+    with ThreadPoolExecutor() as threads:
+        with shared_database.transaction() as connection:
+            ledger.allocate(connection, HASH_SECRET, [lost])
+            settlement = threads.submit(settle, shared_database, lost)
+            wait_until_blocked(shared_database)
+            connection.rollback()
+        assert settlement.result() == Settlement(set(), set())
+
+
+def test_a_committed_allocation_can_be_taken_back(database: Database, payer: Account) -> None:
+    paid = allocation_of(payer)
+    allocate(database, paid)
+    assert reverse(database, paid)
+    assert read_payout_balance(database, payer.business.id) == payer.business.payout_balance

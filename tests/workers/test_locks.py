@@ -1,0 +1,180 @@
+"""The locks that keep workers from piling up on a business row."""
+
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from uuid import UUID, uuid4
+
+import fakeredis
+import pytest
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from api.embedded import find_free_port
+from tests.servers import Servers
+from workers.locks import BusinessLocks, lock_key
+
+
+@pytest.fixture
+def server() -> fakeredis.FakeServer:
+    return fakeredis.FakeServer()
+
+
+@pytest.fixture
+def client(server: fakeredis.FakeServer) -> Iterator[redis.Redis]:
+    with fakeredis.FakeRedis(server=server) as opened:
+        yield opened
+
+
+def make_locks(client: redis.Redis, *, ttl_s: float = 60, wait_s: float = 60) -> BusinessLocks:
+    return BusinessLocks(client, ttl_s=ttl_s, wait_s=wait_s)
+
+
+def make_ids(count: int) -> set[UUID]:
+    return {uuid4() for _ in range(count)}
+
+
+def test_free_locks_are_taken_at_once_and_given_back(client: redis.Redis) -> None:
+    ids = make_ids(5)
+    groups = []
+    for group in make_locks(client).hold_in_turn(ids):
+        groups.append(group)
+        assert client.exists(*map(lock_key, ids)) == len(ids)
+    assert groups == [ids]
+    assert client.keys() == []
+
+
+def test_no_businesses_are_no_groups(client: redis.Redis) -> None:
+    assert list(make_locks(client).hold_in_turn([])) == []
+
+
+def test_a_business_named_twice_is_locked_once(client: redis.Redis) -> None:
+    id_ = uuid4()
+    assert list(make_locks(client).hold_in_turn([id_, id_])) == [{id_}]
+
+
+def test_held_locks_end_by_themselves(client: redis.Redis) -> None:
+    ids = make_ids(3)
+    for _ in make_locks(client, ttl_s=2.5).hold_in_turn(ids):
+        assert all(1500 < int(client.pttl(lock_key(id_))) <= 2500 for id_ in ids)
+
+
+def test_free_ones_go_first_and_the_others_follow(client: redis.Redis) -> None:
+    free, held = make_ids(2), make_ids(2)
+    for id_ in held:
+        client.set(lock_key(id_), "another's")
+    groups = []
+    for group in make_locks(client).hold_in_turn(free | held):
+        groups.append(group)
+        if len(groups) == 1:
+            client.delete(*map(lock_key, held))
+        else:
+            assert client.exists(*map(lock_key, free)) == 0  # given back before the others are taken
+    assert groups == [free, held]
+    assert client.keys() == []
+
+
+def test_locks_that_come_free_one_by_one_are_taken_one_by_one(client: redis.Redis) -> None:
+    ids = sorted(make_ids(3))
+    for id_ in ids[1:]:
+        client.set(lock_key(id_), "another's")
+    groups = []
+    for group in make_locks(client).hold_in_turn(ids):
+        groups.append(group)
+        if len(groups) < 3:
+            client.delete(lock_key(ids[len(groups)]))
+    assert groups == [{id_} for id_ in ids]
+
+
+def test_lock_that_became_anothers_is_left_to_them(client: redis.Redis) -> None:
+    kept, lost = uuid4(), uuid4()
+    for _ in make_locks(client).hold_in_turn([kept, lost]):
+        client.set(lock_key(lost), "another's")
+    assert client.get(lock_key(lost)) == b"another's"
+    assert client.exists(lock_key(kept)) == 0
+
+
+def test_error_in_the_middle_gives_the_locks_back(client: redis.Redis) -> None:
+    def fail() -> None:
+        for _ in make_locks(client).hold_in_turn(make_ids(2)):
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert client.keys() == []
+
+
+def test_lock_held_for_too_long_is_done_without(client: redis.Redis) -> None:
+    free, held = uuid4(), uuid4()
+    client.set(lock_key(held), "another's")
+    groups = list(make_locks(client, wait_s=0.05).hold_in_turn([free, held]))
+    assert groups == [{free}, {held}]
+    assert client.get(lock_key(held)) == b"another's"
+
+
+def test_lock_of_a_dead_worker_is_waited_for(client: redis.Redis) -> None:
+    id_ = uuid4()
+    client.set(lock_key(id_), "the dead one's", px=50)
+    for group in make_locks(client).hold_in_turn([id_]):
+        assert group == {id_}
+        assert client.get(lock_key(id_)) not in {None, b"the dead one's"}
+
+
+@pytest.mark.parametrize("wait_s", [0.01, 60])
+def test_unreachable_redis_is_done_without(wait_s: float, caplog: pytest.LogCaptureFixture) -> None:
+    ids = make_ids(3)
+    with redis.Redis(port=find_free_port(), retry=Retry(NoBackoff(), 0)) as closed:
+        assert list(make_locks(closed, wait_s=wait_s).hold_in_turn(ids)) == [ids]
+    assert caplog.messages == ["going on without Redis locks: ConnectionError"]
+
+
+def test_redis_that_goes_away_while_locks_are_held_changes_nothing(
+    client: redis.Redis, server: fakeredis.FakeServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    ids = make_ids(2)
+    groups = []
+    for group in make_locks(client).hold_in_turn(ids):
+        groups.append(group)
+        server.connected = False
+    assert groups == [ids]
+    assert caplog.messages == ["Redis locks are left to end by themselves: ConnectionError"]
+
+
+def test_redis_that_goes_away_before_the_others_come_is_done_without(
+    client: redis.Redis, server: fakeredis.FakeServer
+) -> None:
+    free, held = uuid4(), uuid4()
+    client.set(lock_key(held), "another's")
+    groups = []
+    for group in make_locks(client).hold_in_turn([free, held]):
+        groups.append(group)
+        server.connected = False
+    assert groups == [{free}, {held}]
+
+
+def test_a_business_is_in_the_hands_of_one_thread_at_a_time(servers: Servers) -> None:
+    ids = sorted(make_ids(6))
+    in_hand: dict[UUID, int] = dict.fromkeys(ids, 0)
+    guard = threading.Lock()
+    clashes: list[UUID] = []
+
+    def work(number: int) -> int:
+        mine = {ids[(number + step) % 6] for step in range(3)}
+        seen: list[UUID] = []
+        with redis.Redis.from_url(servers.redis_url) as own:
+            for group in make_locks(own).hold_in_turn(mine):
+                with guard:
+                    clashes.extend(id_ for id_ in group if in_hand[id_])
+                    in_hand.update(dict.fromkeys(group, 1))
+                time.sleep(0.002)
+                with guard:
+                    in_hand.update(dict.fromkeys(group, 0))
+                seen.extend(group)
+        assert sorted(seen) == sorted(mine)
+        return len(seen)
+
+    with ThreadPoolExecutor(8) as threads:
+        assert sum(threads.map(work, range(48))) == 48 * 3
+    assert clashes == []
