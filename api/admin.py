@@ -288,7 +288,7 @@ def user_show(words: tuple[str, ...], *, database: Database, as_json: bool) -> N
 
 def _find_business(connection: Connection, reference: str) -> Business:
     id_ = parse_id(IdKind.BUSINESS, reference)
-    found = businesses.get_business(connection, id_) if id_ else None
+    found = businesses.find_business(connection, id_) if id_ else None
     found = found or businesses.find_business_by_name(connection, reference)
     if found is None:
         text = f"There is no business with the id or name {reference!r}."

@@ -34,6 +34,7 @@ from workers.app import create_celery
 
 logger = logging.getLogger(__name__)
 
+_CANCEL_AGAIN_AFTER_S = 0.2
 _SCHEMA_PATH = "/schema"
 _REFUSAL_BY_STATUS = {
     refusal.status_code: refusal
@@ -76,9 +77,7 @@ def create_app(settings: Settings) -> Litestar:
             yield
         finally:
             await dispatcher.close(settings.reply_timeout_s + settings.settle_timeout_s)
-            for task in background:
-                task.cancel()
-            await asyncio.gather(*background, return_exceptions=True)
+            await _cancel(background)
             publisher.close()
             await redis.aclose()
             database.close()
@@ -110,6 +109,15 @@ def create_app(settings: Settings) -> Litestar:
             ),
         ),
     )
+
+
+async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
+    """End tasks for certain: a cancellation gets lost where a library turns it into a time-out of its own."""
+    unfinished = set(tasks)
+    while unfinished:
+        for task in unfinished:
+            task.cancel()
+        _, unfinished = await asyncio.wait(unfinished, timeout=_CANCEL_AGAIN_AFTER_S)
 
 
 def _refuse_other_documents(request: Request[Any, Any, Any]) -> None:

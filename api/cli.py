@@ -15,12 +15,21 @@ from core.errors import UserError
 def main() -> NoReturn:
     """Run the command line; what the user can put right is one line on standard error."""
     try:
+        _check_encoding(sys.argv[1:])
         cli()
     except UserError as error:
         for line in str(error).splitlines():
             click.echo(f"Error: {line}", err=True)
         sys.exit(error.exit_code)
     sys.exit(0)
+
+
+def _check_encoding(arguments: list[str]) -> None:
+    try:
+        "".join(arguments).encode()
+    except UnicodeEncodeError:
+        text = "the arguments must be UTF-8"
+        raise UserError(text) from None
 
 
 class _LazyGroup(click.RichGroup):

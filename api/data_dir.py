@@ -1,11 +1,12 @@
 """The data directory of `payouts up`: what it keeps there, and that only one uses it at a time."""
 
 import fcntl
-import json
 import os
 import secrets
 from pathlib import Path
 from typing import IO
+
+import msgspec
 
 from core.errors import UserError
 
@@ -17,7 +18,7 @@ class DataDirError(UserError):
 
 
 class DataDir:
-    """Files: `lock`, `settings.json` (how to reach what runs), `secrets.json`, `postgres/`."""
+    """Files: `lock`, `settings.json` (how to reach what runs), `secrets.json`, `processes.json`, `postgres/`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -67,19 +68,27 @@ class DataDir:
         """Keep the environment variables for commands that name this directory."""
         self._write("settings.json", variables)
 
+    def read_processes(self) -> dict[str, str]:
+        """Return the start times, by process id, of what was started here."""
+        return self._read("processes.json")
+
+    def write_processes(self, processes: dict[str, str]) -> None:
+        """Keep what was started here."""
+        self._write("processes.json", processes)
+
     def _read(self, name: str) -> dict[str, str]:
         try:
-            values: dict[str, str] = json.loads((self.path / name).read_text())
+            return msgspec.json.decode((self.path / name).read_bytes(), type=dict[str, str])
         except FileNotFoundError:
             return {}
         except (OSError, ValueError):
             text = f"{self.path / name} cannot be read"
             raise DataDirError(text) from None
-        return values
 
     def _write(self, name: str, values: dict[str, str]) -> None:
         """Replace a file as a whole, so that a crash leaves the old one or the new one."""
         new = self.path / f"{name}.new"
-        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-            json.dump(values, file)
+        new.unlink(missing_ok=True)
+        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(msgspec.json.encode(values))
         new.replace(self.path / name)

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from honcho.environ import parse_procfile
@@ -28,8 +28,8 @@ class SupervisedProcess:
         self._prefix = f"{name:<{name_width}} | "
         self._process: subprocess.Popen[str] | None = None
 
-    def start(self) -> None:
-        """Start it, and copy each line that it prints to our standard output."""
+    def start(self) -> int:
+        """Start it, copy each line that it prints to our standard output, and return its process id."""
         self.starts += 1
         self._process = subprocess.Popen(  # noqa: S602 (a Procfile line is a shell command)
             self._command,
@@ -43,6 +43,7 @@ class SupervisedProcess:
             errors="replace",
         )
         threading.Thread(target=self._copy_output, args=[self._process], daemon=True).start()
+        return self._process.pid
 
     def is_running(self) -> bool:
         """Tell whether it runs."""
@@ -63,9 +64,10 @@ class SupervisedProcess:
 
     def _copy_output(self, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None  # noqa: S101 (a pipe was asked for)
-        for line in process.stdout:
-            if line.strip():
-                print_line(self._prefix + line.rstrip("\n"))
+        with process.stdout:
+            for line in process.stdout:
+                if line.strip():
+                    print_line(self._prefix + line.rstrip("\n"))
 
 
 def print_line(line: str) -> None:
@@ -80,18 +82,21 @@ def print_line(line: str) -> None:
 class Supervisor:
     """Keeps all of a Procfile's processes running until it is told to stop."""
 
-    def __init__(self, procfile: Path, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, procfile: Path, environment: Mapping[str, str], *, on_start: Callable[[int], None] | None = None
+    ) -> None:
         commands: dict[str, str] = parse_procfile(procfile.read_text()).processes
         width = max(len(name) for name in commands)
         self._processes = [
             SupervisedProcess(name, command, environment, name_width=width) for name, command in commands.items()
         ]
         self._stopping = threading.Event()
+        self._on_start = on_start
 
     def start(self) -> None:
-        """Start all of them."""
+        """Start all of them; `on_start` is told each process id, then and later."""
         for process in self._processes:
-            process.start()
+            self._start(process)
 
     def watch(self) -> None:
         """Start again what ends, until `ask_to_stop`."""
@@ -102,7 +107,12 @@ class Supervisor:
                 print_line(f"{process.name} has ended; it is started again")
                 if self._stopping.wait(_RESTART_AFTER_S):
                     return
-                process.start()
+                self._start(process)
+
+    def _start(self, process: SupervisedProcess) -> None:
+        pid = process.start()
+        if self._on_start is not None:
+            self._on_start(pid)
 
     def restarts(self) -> int:
         """Return how often something had to be started again."""

@@ -16,17 +16,17 @@ from pathlib import Path
 
 from api.data_dir import DataDir
 from api.embedded import EmbeddedPostgres, EmbeddedValkey, find_free_port
+from api.leftovers import StartedProcesses
 from api.supervisor import Supervisor, print_line
 from core.errors import UserError
 from core.money import format_dollars
 from core.settings import load_settings
 
 PROCFILE = Path(__file__).resolve().parent.parent / "Procfile"
-MARK = "PAYOUTS_UP_DATA_DIR"
-"""In the environment of everything that we start, so that it is known again after a crash of ours."""
+_DATABASE_URL = "PAYOUTS_DATABASE_URL"
+_REDIS_URL = "PAYOUTS_REDIS_URL"
 _RESTARTS_BEFORE_READY_MAX = 3
 _READY_WITHIN_S = 60.0
-_LEFTOVERS_END_WITHIN_S = 5.0
 _HEALTH_TIMEOUT_S = 5.0
 _POLL_S = 0.05
 
@@ -44,12 +44,14 @@ def run_up(host: str, port: int, data_path: Path) -> None:
     """
     data_dir = DataDir(data_path)
     data_dir.lock()
-    _end_leftovers(data_path)
+    variables = _read_variables(data_dir)
+    started = StartedProcesses(data_dir)
+    started.end_those_left()
     port = _check_port(host, port)
-    with ExitStack() as stack, _stop_signals() as stop_asked:
-        variables = _start_servers(data_dir, stack)
+    with _stop_signals() as stop_asked, ExitStack() as stack:
+        _start_servers(variables, data_dir, started, stack)
         settings = load_settings(variables)
-        supervisor = Supervisor(PROCFILE, _process_environment(variables, host, port, data_path))
+        supervisor = Supervisor(PROCFILE, _process_environment(variables, host, port), on_start=started.remember)
         stack.callback(supervisor.stop)
         supervisor.start()
         watcher = threading.Thread(target=supervisor.watch, daemon=True)
@@ -83,68 +85,52 @@ def _stop_signals() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def _end_leftovers(data_path: Path) -> None:
-    """End what an earlier `payouts up` on this directory started and, being killed, could not stop."""
-    try:
-        import psutil
-    except ModuleNotFoundError:
-        return  # without the embedded servers there is no such thing to come back to
-    leftovers = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get(MARK) == str(data_path.resolve()) and process.pid != os.getpid():
-                process.terminate()
-                leftovers.append(process)
-        except (psutil.Error, OSError):
-            continue
-    _, alive = psutil.wait_procs(leftovers, timeout=_LEFTOVERS_END_WITHIN_S)
-    for process in alive:
-        process.kill()
-    psutil.wait_procs(alive, timeout=_LEFTOVERS_END_WITHIN_S)
-
-
 def _check_port(host: str, port: int) -> int:
     """Find out early, and before anything is touched, that the port can be had; 0 chooses one."""
-    if port == 0:
-        return find_free_port()
+    port = port or find_free_port()
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE:
+        except (OSError, UnicodeError) as error:
+            if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
                 text = f"port {port} on {host} is already in use; choose another with --port"
             else:
-                text = f"port {port} on {host} cannot be used: {error.strerror or error}"
+                text = f"port {port} on {host} cannot be used: {getattr(error, 'strerror', None) or 'no such address'}"
             raise UpError(text) from None
     return port
 
 
-def _start_servers(data_dir: DataDir, stack: ExitStack) -> dict[str, str]:
-    """Start the servers that the environment does not name; return all `PAYOUTS_…` variables."""
+def _read_variables(data_dir: DataDir) -> dict[str, str]:
+    """Return the `PAYOUTS_…` variables of the environment, checked as far as they go before servers are started."""
     variables = {name: value for name, value in os.environ.items() if name.startswith("PAYOUTS_") and value.strip()}
-    if "PAYOUTS_REDIS_URL" not in variables:
-        valkey = EmbeddedValkey(environment=os.environ | {MARK: str(data_dir.path.resolve())})
-        stack.callback(valkey.stop)
-        variables["PAYOUTS_REDIS_URL"] = valkey.start()
-    if "PAYOUTS_DATABASE_URL" not in variables:
-        postgres = EmbeddedPostgres(data_dir.path / "postgres")
-        stack.callback(postgres.stop)
-        variables["PAYOUTS_DATABASE_URL"] = postgres.start()
     if "PAYOUTS_HASH_SECRET" not in variables:
         variables["PAYOUTS_HASH_SECRET"] = data_dir.read_or_make_secret("hash_secret")
+    load_settings({_DATABASE_URL: "postgresql://embedded", _REDIS_URL: "redis://embedded"} | variables)
     return variables
 
 
-def _process_environment(variables: dict[str, str], host: str, port: int, data_path: Path) -> dict[str, str]:
+def _start_servers(variables: dict[str, str], data_dir: DataDir, started: StartedProcesses, stack: ExitStack) -> None:
+    """Start the servers that the variables do not name, and add their URLs."""
+    if _REDIS_URL not in variables:
+        valkey = EmbeddedValkey()
+        stack.callback(valkey.stop)
+        variables[_REDIS_URL] = valkey.start()
+        started.remember(valkey.pid)
+    if _DATABASE_URL not in variables:
+        postgres = EmbeddedPostgres(data_dir.path / "postgres")
+        stack.callback(postgres.stop)
+        variables[_DATABASE_URL] = postgres.start()
+
+
+def _process_environment(variables: dict[str, str], host: str, port: int) -> dict[str, str]:
     """Return the environment of the Procfile's processes; their commands are found beside our Python."""
     own = {
         "PATH": str(Path(sys.executable).parent) + os.pathsep + os.environ.get("PATH", ""),
         "PYTHONUNBUFFERED": "1",
         "PAYOUTS_HOST": host,
         "PORT": str(port),
-        MARK: str(data_path.resolve()),
     }
     return os.environ | variables | own
 

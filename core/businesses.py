@@ -26,6 +26,13 @@ class BusinessError(UserError):
     """Something asked of a business cannot be done; the text says what, for people."""
 
 
+class NoSuchBusinessError(BusinessError):
+    """There is no such business."""
+
+    def __init__(self) -> None:
+        super().__init__(self.__doc__)
+
+
 @dataclass(frozen=True, slots=True)
 class Business:
     """A business as its table holds it; balances in cents."""
@@ -90,11 +97,16 @@ def get_business(connection: Connection, business_id: UUID) -> Business:
         BusinessError: there is none with this id.
 
     """
+    found = find_business(connection, business_id)
+    if found is None:
+        raise NoSuchBusinessError
+    return found
+
+
+def find_business(connection: Connection, business_id: UUID) -> Business | None:
+    """Return a business by its id."""
     row = connection.execute(businesses.select().where(businesses.c.id == business_id)).one_or_none()
-    if row is None:
-        text = "There is no such business."
-        raise BusinessError(text)
-    return _business(row)
+    return None if row is None else _business(row)
 
 
 def find_business_by_name(connection: Connection, name: str) -> Business | None:
@@ -230,8 +242,7 @@ def _lock_business(connection: Connection, business_id: UUID) -> Business:
     query = businesses.select().where(businesses.c.id == business_id).with_for_update(key_share=True)
     row = connection.execute(query).one_or_none()
     if row is None:
-        text = "There is no such business."
-        raise BusinessError(text)
+        raise NoSuchBusinessError
     return _business(row)
 
 

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping
 from typing import Annotated, Any, get_type_hints
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta
@@ -122,9 +123,8 @@ def load_settings(environment: Mapping[str, str] = os.environ) -> Settings:
         except msgspec.ValidationError as error:
             mistakes.append(f"{variable}: {shown} does not fit: {error}")
             continue
-        schemes = _SCHEMES.get(info.name)
-        if schemes and not text.startswith(schemes):
-            mistakes.append(_wrong_scheme(info.name))
+        if info.name in _SCHEMES and (mistake := _find_wrong_url(info.name, text)):
+            mistakes.append(mistake)
     if mistakes:
         raise SettingsError(mistakes)
     values.setdefault("broker_url", values["redis_url"])
@@ -142,14 +142,21 @@ def check_database_url(url: str) -> str:
         SettingsError: it is not.
 
     """
-    if not url.startswith(_SCHEMES["database_url"]):
-        raise SettingsError([_wrong_scheme("database_url")])
+    if mistake := _find_wrong_url("database_url", url):
+        raise SettingsError([mistake])
     return url
 
 
-def _wrong_scheme(setting: str) -> str:
-    schemes = " or ".join(_SCHEMES[setting])
-    return f"{variable_name(setting)}: its value does not fit: Expected a URL that starts with {schemes}"
+def _find_wrong_url(setting: str, url: str) -> str | None:
+    schemes = _SCHEMES[setting]
+    try:
+        is_url = url.startswith(schemes) and urlsplit(url).port != 0
+    except ValueError:
+        is_url = False
+    if is_url:
+        return None
+    expected = f"a URL that starts with {' or '.join(schemes)}, with a number for a port"
+    return f"{variable_name(setting)}: its value does not fit: Expected {expected}"
 
 
 def _description(hint: Any) -> str:

@@ -1,0 +1,450 @@
+"""The commands for administrators, on a real database: `main()` in this process, and a few as a subprocess."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+import sqlalchemy as sa
+
+from api.cli import main
+from api.data_dir import DataDir
+from core.database import Database
+from core.ids import IdKind, format_id, new_id
+from core.tables import businesses, payout_transactions, payout_users
+from tests.servers import Servers
+
+PAYOUTS = str(Path(sys.executable).with_name("payouts"))
+UNREACHABLE = "postgresql://postgres:hunter2@127.0.0.1:1/payouts"
+
+
+@dataclass
+class Result:
+    exit_code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def document(self) -> Any:
+        """The one JSON document that standard output is."""
+        assert (self.exit_code, self.stderr) == (0, ""), self
+        return json.loads(self.stdout)
+
+    def assert_refused(self, text: str, exit_code: int = 1) -> None:
+        assert (self.exit_code, self.stdout) == (exit_code, ""), self
+        (line,) = self.stderr.splitlines()
+        assert line.startswith("Error: "), self
+        assert text in line
+
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    """Run a command in an empty directory without settings."""
+    for name in os.environ:
+        if name.startswith("PAYOUTS_"):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+    def run_main(*arguments: str) -> Result:
+        monkeypatch.setattr(sys, "argv", ["payouts", *arguments])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code is None or isinstance(ended.value.code, int)
+        return Result(ended.value.code or 0, *capsys.readouterr())
+
+    return run_main
+
+
+@pytest.fixture
+def payouts(run: Run, database_url: str, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run a command on a fresh, migrated database."""
+    monkeypatch.setenv("PAYOUTS_DATABASE_URL", database_url)
+    return run
+
+
+@pytest.fixture
+def acme(payouts: Run) -> dict[str, Any]:
+    created = payouts("business", "create", "ACME", "--funds", "5000", "--enable-payouts", "--json").document
+    assert isinstance(created, dict)
+    return created
+
+
+def start(*arguments: str, **variables: str) -> Result:
+    """Run the real command."""
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("PAYOUTS_")}
+    done = subprocess.run([PAYOUTS, *arguments], capture_output=True, text=True, timeout=60, env=ours | variables)
+    return Result(done.returncode, done.stdout, done.stderr)
+
+
+def add_user(database: Database, business: dict[str, Any], email: str, cents: int) -> str:
+    """Give a user an allocation, as the ledger's rows say it; return the user's id."""
+    business_id, user_id = business["id"].removeprefix("biz_"), new_id()
+    owner = {"business_id": business_id}
+    with database.transaction() as connection:
+        connection.execute(
+            payout_users.insert().values(**owner, id=user_id, email=email, hash_digest=b"", balance=cents)
+        )
+        rest = connection.execute(
+            businesses.update()
+            .where(businesses.c.id == business_id)
+            .values(payout_balance=businesses.c.payout_balance - cents)
+            .returning(businesses.c.payout_balance)
+        ).scalar_one()
+        connection.execute(
+            payout_transactions.insert().values(
+                **owner,
+                id=new_id(),
+                type="allocation",
+                payout_user_id=user_id,
+                amount=cents,
+                payout_balance_after=rest,
+                user_balance_after=cents,
+            )
+        )
+    return format_id(IdKind.PAYOUT_USER, user_id)
+
+
+# The real command
+
+
+def test_command_prints_one_document_on_stdout_and_nothing_else(database_url: str) -> None:
+    created = start("business", "create", "ACME", "--json", PAYOUTS_DATABASE_URL=database_url)
+    assert created.document["name"] == "ACME"
+
+
+def test_command_prints_an_error_on_stderr_and_exits_1(database_url: str) -> None:
+    start("business", "show", "Nobody", "--json", PAYOUTS_DATABASE_URL=database_url).assert_refused("'Nobody'")
+
+
+def test_command_exits_2_at_wrong_usage(database_url: str) -> None:
+    refused = start("business", "create", "ACME", "--funds", "-1", PAYOUTS_DATABASE_URL=database_url)
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    assert "--funds" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_migrate_prints_only_its_document(servers: Servers) -> None:
+    url = servers.create(f"test_{uuid4().hex}")
+    assert start("migrate", "--json", PAYOUTS_DATABASE_URL=url).document == {"revision": "0001"}
+
+
+@pytest.mark.parametrize("command", ["business show", "user show"])
+def test_argument_that_is_not_unicode_is_refused_without_a_traceback(database_url: str, command: str) -> None:
+    refused = start(*command.split(), "\udcff@example.com", PAYOUTS_DATABASE_URL=database_url)
+    assert refused.exit_code in (1, 2)
+    assert "Traceback" not in refused.stderr
+
+
+# Finding the database
+
+
+def test_migrating_twice_is_the_same_as_once(payouts: Run) -> None:
+    assert payouts("migrate").stdout == "The database is at revision 0001.\n"
+    assert payouts("migrate", "--json").document == {"revision": "0001"}
+
+
+@pytest.mark.parametrize("command", ["business list", "business create ACME", "verify", "user show a@b.example"])
+def test_unmigrated_database_asks_for_migrate(
+    run: Run, servers: Servers, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setenv("PAYOUTS_DATABASE_URL", servers.postgres_url)
+    run(*command.split()).assert_refused("payouts migrate")
+
+
+@pytest.mark.parametrize("command", ["business list", "migrate", "verify"])
+def test_unreachable_database_is_one_line_without_the_password(
+    run: Run, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setenv("PAYOUTS_DATABASE_URL", UNREACHABLE)
+    refused = run(*command.split(), "--json")
+    refused.assert_refused("cannot be reached")
+    assert "hunter2" not in refused.stderr
+
+
+@pytest.mark.parametrize("url", ["mysql://u:hunter2@host/name", "hunter2", "postgresql://u:hunter2@host:port/name"])
+def test_wrong_database_url_is_named_without_its_content(run: Run, monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setenv("PAYOUTS_DATABASE_URL", url)
+    refused = run("business", "list")
+    refused.assert_refused("PAYOUTS_DATABASE_URL", exit_code=2)
+    assert "hunter2" not in refused.stderr
+
+
+def test_without_database_the_way_out_is_named(run: Run, tmp_path: Path) -> None:
+    run("business", "list").assert_refused("payouts up")
+    run("business", "list", "--data-dir", str(tmp_path / "none")).assert_refused(str(tmp_path / "none"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_data_dir_goes_before_the_environment(
+    run: Run, database_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PAYOUTS_DATABASE_URL", UNREACHABLE)
+    DataDir(tmp_path).write_settings({"PAYOUTS_DATABASE_URL": database_url})
+    assert run("business", "list", "--data-dir", str(tmp_path), "--json").document == []
+
+
+def test_without_settings_the_default_data_dir_is_used(run: Run, database_url: str, tmp_path: Path) -> None:
+    (tmp_path / ".payouts").mkdir()
+    DataDir(tmp_path / ".payouts").write_settings({"PAYOUTS_DATABASE_URL": database_url})
+    assert run("business", "list").stdout == "There are no businesses yet.\n"
+
+
+# Businesses
+
+
+def test_business_created_has_funds_and_keys(acme: dict[str, Any]) -> None:
+    assert re.fullmatch("biz_[0-9a-f]{32}", acme["id"])
+    assert (acme["name"], acme["payout_balance"], acme["payouts_enabled"]) == ("ACME", 5000, True)
+    assert re.fullmatch("sk_live_[0-9A-Za-z]{40}", acme["secret_key"])
+    assert re.fullmatch("pk_live_[0-9A-Za-z]{40}", acme["public_key"])
+
+
+def test_business_starts_without_funds_and_disabled(payouts: Run) -> None:
+    created = payouts("business", "create", "Plain", "--json").document
+    assert (created["payout_balance"], created["payouts_enabled"]) == (0, False)
+
+
+def test_business_created_is_described(payouts: Run) -> None:
+    text = payouts("business", "create", "ACME", "--funds", "123456").stdout
+    assert re.search(r"^biz_[0-9a-f]{32}  ACME$", text, re.MULTILINE)
+    assert "$1,234.56" in text
+    assert re.search("sk_live_[0-9A-Za-z]{40}", text)
+    assert re.search("pk_live_[0-9A-Za-z]{40}", text)
+
+
+@pytest.mark.parametrize("as_json", [[], ["--json"]])
+def test_keys_are_shown_at_creation_only(payouts: Run, acme: dict[str, Any], as_json: list[str]) -> None:
+    for arguments in ("business list", "business show ACME", "key list ACME", "verify"):
+        shown = payouts(*arguments.split(), *as_json)
+        assert shown.exit_code == 0
+        assert acme["secret_key"] not in shown.stdout
+        assert acme["public_key"] not in shown.stdout
+
+
+def test_business_is_shown_by_id_and_by_name(payouts: Run, acme: dict[str, Any]) -> None:
+    shown = payouts("business", "show", "ACME", "--json").document
+    assert shown == payouts("business", "show", acme["id"], "--json").document
+    assert shown == {name: value for name, value in acme.items() if not name.endswith("_key")}
+    assert payouts("business", "show", "ACME").stdout == payouts("business", "show", acme["id"]).stdout
+
+
+def test_businesses_are_listed_oldest_first_without_their_twins(payouts: Run, acme: dict[str, Any]) -> None:
+    payouts("business", "create", "Übel & Söhne")
+    listed = payouts("business", "list", "--json").document
+    assert [each["name"] for each in listed] == ["ACME", "Übel & Söhne"]
+    lines = payouts("business", "list").stdout.splitlines()
+    assert [line.split()[:3] for line in lines] == [
+        [acme["id"], "$50.00", "enabled"],
+        [listed[1]["id"], "$0.00", "disabled"],
+    ]
+
+
+def test_no_businesses_are_an_empty_list(payouts: Run) -> None:
+    assert payouts("business", "list", "--json").document == []
+
+
+def test_business_is_disabled_and_enabled(payouts: Run, acme: dict[str, Any]) -> None:
+    assert payouts("business", "disable", "ACME", "--json").document["payouts_enabled"] is False
+    assert payouts("business", "show", acme["id"], "--json").document["payouts_enabled"] is False
+    assert "enabled" in payouts("business", "enable", acme["id"]).stdout
+    assert payouts("business", "show", "ACME", "--json").document["payouts_enabled"] is True
+
+
+def test_funds_are_added(payouts: Run, acme: dict[str, Any]) -> None:
+    assert payouts("business", "fund", acme["id"], "250", "--json").document["payout_balance"] == 5250
+    assert "$52.51" in payouts("business", "fund", "ACME", "1").stdout
+    assert payouts("verify").exit_code == 0
+
+
+def test_funds_beyond_the_largest_balance_are_refused(payouts: Run, acme: dict[str, Any]) -> None:
+    payouts("business", "fund", "ACME", str(10**18)).assert_refused("may not be greater")
+    assert payouts("business", "show", "ACME", "--json").document["payout_balance"] == 5000
+
+
+def test_wrong_amount_is_wrong_usage(payouts: Run, acme: dict[str, Any]) -> None:
+    for cents in ("0", "-1", "1.5", "ten", str(10**18 + 1)):
+        refused = payouts("business", "fund", "ACME", "--", cents)
+        assert (refused.exit_code, refused.stdout) == (2, "")
+
+
+def test_negative_first_funds_are_wrong_usage_and_create_nothing(payouts: Run) -> None:
+    assert payouts("business", "create", "ACME", "--funds", "-5").exit_code == 2
+    assert payouts("business", "list", "--json").document == []
+
+
+def test_bad_name_is_refused_and_creates_nothing(payouts: Run) -> None:
+    for name in ("", "   ", "two\nlines", "\x1b[31mred"):
+        payouts("business", "create", name, "--json").assert_refused("name")
+    assert payouts("business", "list", "--json").document == []
+
+
+@pytest.mark.parametrize(
+    "command", ["business show {}", "business fund {} 1", "key list {}", "user show {} a@b.example"]
+)
+def test_unknown_business_is_refused(payouts: Run, acme: dict[str, Any], command: str) -> None:
+    for reference in ("Nobody", "acme", "biz_0", "", "biz_" + "0" * 32):
+        arguments = [reference if word == "{}" else word for word in command.split()]
+        payouts(*arguments).assert_refused("There is no")
+
+
+# Keys
+
+
+@pytest.mark.parametrize(
+    ("options", "mode", "kind", "prefix"),
+    [
+        ([], "live", "secret", "sk_live_"),
+        (["--test"], "test", "secret", "sk_test_"),
+        (["--public"], "live", "public", "pk_live_"),
+        (["--test", "--public"], "test", "public", "pk_test_"),
+    ],
+)
+def test_key_is_created(
+    payouts: Run, acme: dict[str, Any], options: list[str], mode: str, kind: str, prefix: str
+) -> None:
+    created = payouts("key", "create", "ACME", *options, "--json").document
+    assert (created["mode"], created["kind"]) == (mode, kind)
+    assert created[f"{kind}_key"].startswith(prefix)
+    assert created[f"{kind}_key"].endswith(created["last4"])
+    assert created["business_id"] == acme["twin_id" if mode == "test" else "id"]
+    assert re.search(rf"^key_[0-9a-f]{{32}}  {prefix}", payouts("key", "create", "ACME", *options).stdout)
+
+
+def test_keys_of_business_and_twin_are_listed_without_the_keys(payouts: Run, acme: dict[str, Any]) -> None:
+    test_key = payouts("key", "create", acme["id"], "--test", "--json").document
+    listed = payouts("key", "list", "ACME", "--json")
+    assert [(each["mode"], each["kind"], each["revoked_at"]) for each in listed.document] == [
+        ("live", "secret", None),
+        ("live", "public", None),
+        ("test", "secret", None),
+    ]
+    assert test_key["secret_key"] not in listed.stdout
+    assert not any(name.endswith("_key") or name == "digest" for each in listed.document for name in each)
+    lines = payouts("key", "list", "ACME").stdout.splitlines()
+    assert [line.split()[0] for line in lines] == [each["id"] for each in listed.document]
+
+
+def test_key_is_revoked_once(payouts: Run, acme: dict[str, Any]) -> None:
+    created = payouts("key", "create", "ACME", "--json").document
+    revoked = payouts("key", "revoke", created["id"], "--json").document
+    assert revoked["revoked_at"]
+    assert "secret_key" not in revoked
+    assert payouts("key", "revoke", created["id"], "--json").document == revoked
+    assert payouts("key", "revoke", created["id"]).stdout == f"{created['id']} is revoked.\n"
+    assert payouts("key", "list", "ACME").stdout.count("revoked") == 1
+
+
+def test_unknown_key_is_refused(payouts: Run) -> None:
+    for key_id in ("key_0", "key_" + "0" * 32, "biz_" + "0" * 32, ""):
+        payouts("key", "revoke", key_id).assert_refused("key")
+
+
+def test_key_itself_in_place_of_its_id_is_not_repeated(payouts: Run, acme: dict[str, Any]) -> None:
+    refused = payouts("key", "revoke", acme["secret_key"])
+    refused.assert_refused("by its id")
+    assert acme["secret_key"] not in refused.stderr
+
+
+# Users
+
+
+@pytest.mark.parametrize("named", [[], ["name"], ["id"]])
+def test_user_is_shown_by_any_spelling(
+    payouts: Run, database: Database, acme: dict[str, Any], named: list[str]
+) -> None:
+    user_id = add_user(database, acme, "user@example.com", 1205)
+    for spelling in ("user@example.com", "USER@Example.COM", " user@example.com "):
+        words = [*(acme[name] for name in named), spelling]
+        shown = payouts("user", "show", *words, "--json").document
+        assert (shown["id"], shown["email"], shown["balance"]) == (user_id, "user@example.com", 1205)
+        assert (shown["business_id"], shown["status"], shown["currency"]) == (acme["id"], "active", "USD")
+        assert "$12.05" in payouts("user", "show", *words).stdout
+
+
+def test_user_of_several_businesses_needs_the_business(payouts: Run, database: Database, acme: dict[str, Any]) -> None:
+    other = payouts("business", "create", "Other", "--funds", "10", "--json").document
+    add_user(database, acme, "user@example.com", 1)
+    add_user(database, other, "user@example.com", 2)
+    payouts("user", "show", "user@example.com").assert_refused("name the business")
+    assert payouts("user", "show", "Other", "user@example.com", "--json").document["balance"] == 2
+
+
+def test_user_of_a_test_twin_is_shown_where_the_twin_is_named(
+    payouts: Run, database: Database, acme: dict[str, Any]
+) -> None:
+    add_user(database, {"id": acme["twin_id"]}, "user@example.com", 3)
+    payouts("user", "show", "user@example.com").assert_refused("no payout user")
+    assert payouts("user", "show", acme["twin_id"], "user@example.com", "--json").document["balance"] == 3
+
+
+def test_unknown_user_is_refused(payouts: Run) -> None:
+    for email in ("nobody@example.com", "not an e-mail", ""):
+        payouts("user", "show", email).assert_refused("no payout user")
+
+
+@pytest.mark.parametrize(("words", "exit_code"), [([], 2), (["ACME", "user@example.com", "more"], 1)])
+def test_user_show_with_a_wrong_number_of_words_is_refused(payouts: Run, words: list[str], exit_code: int) -> None:
+    assert payouts("user", "show", *words).exit_code == exit_code
+
+
+# Proving the books
+
+
+def test_books_balance(payouts: Run, database: Database, acme: dict[str, Any]) -> None:
+    add_user(database, acme, "user@example.com", 100)
+    assert payouts("verify", "--json").document == {
+        "businesses": 2,
+        "payout_users": 1,
+        "transactions": 3,
+        "discrepancies": [],
+        "balanced": True,
+    }
+    assert payouts("verify").stdout.startswith("The books balance")
+
+
+def test_changed_balance_of_a_user_is_named(payouts: Run, database: Database, acme: dict[str, Any]) -> None:
+    user_id = add_user(database, acme, "user@example.com", 100)
+    with database.transaction() as connection:
+        connection.execute(sa.text("UPDATE payout_users SET balance = balance + 1"))
+    found = payouts("verify", "--json")
+    assert (found.exit_code, found.stderr) == (1, "")
+    document = json.loads(found.stdout)
+    assert document["balanced"] is False
+    (discrepancy,) = document["discrepancies"]
+    assert (discrepancy["id"], discrepancy["expected_cents"], discrepancy["actual_cents"]) == (user_id, 100, 101)
+    assert "user@example.com" not in found.stdout
+
+
+def test_changed_balance_of_a_business_is_named(payouts: Run, database: Database, acme: dict[str, Any]) -> None:
+    with database.transaction() as connection:
+        connection.execute(sa.text("UPDATE businesses SET payout_balance = 4999 WHERE mode = 'live'"))
+    found = payouts("verify")
+    assert found.exit_code == 1
+    assert found.stdout.startswith(f"{acme['id']}: ")
+    assert "expected 5000 cents, found 4999" in found.stdout
+    assert "do not balance" in found.stdout
+
+
+# Help
+
+
+@pytest.mark.parametrize("command", ["", "up", "migrate", "business create", "key create", "user show", "verify"])
+def test_help_needs_no_database(run: Run, command: str) -> None:
+    helped = run(*command.split(), "--help")
+    assert helped.exit_code == 0
+    assert "Usage" in helped.stdout
+
+
+def test_unknown_command_is_wrong_usage(run: Run) -> None:
+    assert run("nonsense").exit_code == 2
