@@ -4,6 +4,7 @@ Of the wheels we use the programs alone. The Python around PostgreSQL's trusts a
 quotes no path, and has a lock that all users of the machine share.
 """
 
+import contextlib
 import hashlib
 import importlib.util
 import os
@@ -16,7 +17,7 @@ import stat
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -57,6 +58,8 @@ class EmbeddedPostgres:
     It has a session of its own, and outlives us if we are killed; the next `start` then takes it over.
     """
 
+    name = "postgres"
+
     def __init__(self, data_dir: Path) -> None:
         self.data_dir = data_dir.resolve()
         self._pid_file = self.data_dir / "postmaster.pid"
@@ -82,6 +85,10 @@ class EmbeddedPostgres:
         self._create_database()
         return self.url
 
+    def is_running(self) -> bool:
+        """Tell whether the server runs."""
+        return bool(self._process is not None and self._process.is_running() and self._process.status() != "zombie")
+
     def stop(self) -> None:
         """Stop the server and wait for it; open transactions are rolled back."""
         import psutil
@@ -97,6 +104,8 @@ class EmbeddedPostgres:
         except psutil.NoSuchProcess:
             pass
         self._process = None
+        with contextlib.suppress(OSError):
+            self._socket_dir.rmdir()
 
     @property
     def _socket_dir(self) -> Path:
@@ -193,7 +202,7 @@ class EmbeddedPostgres:
     def _wait_until_ready(self) -> None:
         give_up_at = time.monotonic() + _READY_WITHIN_S
         while not self._is_ready():
-            if not self._process.is_running() or self._process.status() == "zombie" or time.monotonic() >= give_up_at:
+            if not self.is_running() or time.monotonic() >= give_up_at:
                 self.stop()
                 text = f"PostgreSQL did not start; its log is {self._log}"
                 raise EmbeddedServerError(text)
@@ -266,8 +275,11 @@ class EmbeddedValkey:
     """Valkey 9 on 127.0.0.1, with a password, keeping nothing on disk. It has a session of its own, so that a
     Ctrl-C meant for us does not end it before those who use it."""
 
-    def __init__(self, *, port: int | None = None) -> None:
+    name = "valkey"
+
+    def __init__(self, *, port: int | None = None, on_start: Callable[[int], None] | None = None) -> None:
         self.port = port or find_free_port()
+        self._on_start = on_start
         self._password = secrets.token_hex(16)
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -275,6 +287,10 @@ class EmbeddedValkey:
     def url(self) -> str:
         """The URL, with its password."""
         return f"redis://:{self._password}@127.0.0.1:{self.port}/0"
+
+    def is_running(self) -> bool:
+        """Tell whether the server runs."""
+        return self._process is not None and self._process.poll() is None
 
     @property
     def pid(self) -> int:
@@ -298,6 +314,8 @@ class EmbeddedValkey:
         assert self._process.stdin is not None  # noqa: S101 (a pipe was asked for)
         self._process.stdin.write(settings.encode())
         self._process.stdin.close()
+        if self._on_start is not None:
+            self._on_start(self._process.pid)
         self._wait_until_ready()
         return self.url
 

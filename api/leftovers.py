@@ -49,4 +49,8 @@ class StartedProcesses:
         for process in left:
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)
+        self.forget()
+
+    def forget(self) -> None:
+        """Remember nothing: all have ended."""
         self._data_dir.write_processes({})

@@ -110,6 +110,8 @@ def create_payout_route(
             return responses.UNAUTHORIZED.response()
         parsed = parse_payout_request(await request.body())
         idempotency_key = request.headers.get("idempotency-key")
+        if idempotency_key is not None:
+            idempotency_key = idempotency_key.strip(" \t")  # not part of a header's value
         bad_request = _find_bad_request(parsed, idempotency_key)
         if bad_request is not None:
             # Key and settings come first, and nothing reads them in a transaction for a bad request.

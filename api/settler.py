@@ -37,6 +37,8 @@ class Settler:
         while due := await self._settle_once(due):
             is_late = loop.time() >= give_up_at
             await asyncio.sleep(_AGAIN_IN_BACKGROUND_AFTER_S if is_late else _AGAIN_AFTER_S)
+        if giving_up.when() <= loop.time():
+            logger.warning("allocations that were answered 500 unsettled are settled now")
         giving_up.cancel()
 
     async def _settle_once(self, due: list[Pending]) -> list[Pending]:
@@ -47,33 +49,34 @@ class Settler:
             for pending in due:
                 id_ = pending.allocation.id
                 if id_ in found.committed:
-                    await self._settle_committed(pending)
+                    await self._settle_committed(pending, found.committed[id_])
                 elif id_ in found.never:
                     pending.answer(pending.refusal or Outcome.EXPIRED)
                 else:
                     unsettled.append(pending)
         except Exception as error:  # noqa: BLE001 (nothing may end the settling)
-            logger.warning("%d allocations could not be settled yet: %s", len(due), describe_error(error))
+            logger.debug("%d allocations could not be settled yet: %s", len(due), describe_error(error))
             return due  # those that were answered are answered the same again
         return unsettled
 
-    async def _settle_committed(self, pending: Pending) -> None:
+    async def _settle_committed(self, pending: Pending, outcome: Outcome) -> None:
         """Answer 201; whoever was told 500 gets the money back."""
-        pending.answer(Outcome.ALLOCATED)
+        pending.answer(outcome)
         was_told_500 = not pending.outcome.cancelled() and pending.outcome.result() is Outcome.FAILED
-        if was_told_500 and await asyncio.to_thread(self._reverse, pending.allocation):
+        if was_told_500 and await asyncio.to_thread(self._withdraw, pending.allocation):
             logger.error("allocation %s was answered 500 but committed; it is reversed", pending.allocation.id)
 
     def _look_up(self, allocations: list[Allocation]) -> settlement.Settlement:
         with self._database.transaction() as connection:
             return settlement.settle(connection, allocations)
 
-    def _reverse(self, allocation: Allocation) -> bool:
+    def _withdraw(self, allocation: Allocation) -> bool:
         with self._database.transaction() as connection:
-            return settlement.reverse(connection, allocation)
+            return settlement.withdraw(connection, allocation)
 
 
 def _answer_failed(due: list[Pending]) -> None:
     """Answer 500, also while an attempt to settle is under way."""
+    logger.warning("%d allocations are answered 500 unsettled; settling goes on in the background", len(due))
     for pending in due:
         pending.answer(Outcome.FAILED)

@@ -7,10 +7,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from honcho.environ import parse_procfile
+
+from core.errors import UserError
 
 _RESTART_AFTER_S = 1.0
 _STOP_WITHIN_S = 8.0
@@ -79,11 +82,28 @@ def print_line(line: str) -> None:
         pass
 
 
+class Server(Protocol):
+    """What runs beside the Procfile's processes, is started and stopped by others, and started again by us."""
+
+    name: str
+
+    def is_running(self) -> bool:
+        """Tell whether it runs."""
+
+    def start(self) -> object:
+        """Start it."""
+
+
 class Supervisor:
-    """Keeps all of a Procfile's processes running until it is told to stop."""
+    """Keeps all of a Procfile's processes, and the servers that they use, running until it is told to stop."""
 
     def __init__(
-        self, procfile: Path, environment: Mapping[str, str], *, on_start: Callable[[int], None] | None = None
+        self,
+        procfile: Path,
+        environment: Mapping[str, str],
+        *,
+        servers: Sequence[Server] = (),
+        on_start: Callable[[int], None] | None = None,
     ) -> None:
         commands: dict[str, str] = parse_procfile(procfile.read_text()).processes
         width = max(len(name) for name in commands)
@@ -92,6 +112,7 @@ class Supervisor:
         ]
         self._stopping = threading.Event()
         self._on_start = on_start
+        self._servers = servers
 
     def start(self) -> None:
         """Start all of them; `on_start` is told each process id, then and later."""
@@ -101,6 +122,8 @@ class Supervisor:
     def watch(self) -> None:
         """Start again what ends, until `ask_to_stop`."""
         while not self._stopping.wait(_POLL_S):
+            for server in self._servers:
+                self._restart_server(server)
             for process in self._processes:
                 if process.is_running():
                     continue
@@ -108,6 +131,16 @@ class Supervisor:
                 if self._stopping.wait(_RESTART_AFTER_S):
                     return
                 self._start(process)
+
+    def _restart_server(self, server: Server) -> None:
+        if server.is_running() or self._stopping.is_set():
+            return
+        print_line(f"{server.name} has ended; it is started again")
+        try:
+            server.start()
+        except UserError as error:
+            print_line(f"Error: {error}")
+            self._stopping.wait(_RESTART_AFTER_S)
 
     def _start(self, process: SupervisedProcess) -> None:
         pid = process.start()

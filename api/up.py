@@ -17,7 +17,7 @@ from pathlib import Path
 from api.data_dir import DataDir
 from api.embedded import EmbeddedPostgres, EmbeddedValkey, find_free_port
 from api.leftovers import StartedProcesses
-from api.supervisor import Supervisor, print_line
+from api.supervisor import Server, Supervisor, print_line
 from core.errors import UserError
 from core.money import format_dollars
 from core.settings import load_settings
@@ -49,9 +49,12 @@ def run_up(host: str, port: int, data_path: Path) -> None:
     started.end_those_left()
     port = _check_port(host, port)
     with _stop_signals() as stop_asked, ExitStack() as stack:
-        _start_servers(variables, data_dir, started, stack)
+        stack.callback(started.forget)
+        servers = _start_servers(variables, data_dir, started, stack)
         settings = load_settings(variables)
-        supervisor = Supervisor(PROCFILE, _process_environment(variables, host, port), on_start=started.remember)
+        supervisor = Supervisor(
+            PROCFILE, _process_environment(variables, host, port), servers=servers, on_start=started.remember
+        )
         stack.callback(supervisor.stop)
         supervisor.start()
         watcher = threading.Thread(target=supervisor.watch, daemon=True)
@@ -111,17 +114,22 @@ def _read_variables(data_dir: DataDir) -> dict[str, str]:
     return variables
 
 
-def _start_servers(variables: dict[str, str], data_dir: DataDir, started: StartedProcesses, stack: ExitStack) -> None:
-    """Start the servers that the variables do not name, and add their URLs."""
+def _start_servers(
+    variables: dict[str, str], data_dir: DataDir, started: StartedProcesses, stack: ExitStack
+) -> list[Server]:
+    """Start the servers that the variables do not name, add their URLs, and return them."""
+    servers: list[Server] = []
     if _REDIS_URL not in variables:
-        valkey = EmbeddedValkey()
+        valkey = EmbeddedValkey(on_start=started.remember)
         stack.callback(valkey.stop)
         variables[_REDIS_URL] = valkey.start()
-        started.remember(valkey.pid)
+        servers.append(valkey)
     if _DATABASE_URL not in variables:
         postgres = EmbeddedPostgres(data_dir.path / "postgres")
         stack.callback(postgres.stop)
         variables[_DATABASE_URL] = postgres.start()
+        servers.append(postgres)
+    return servers
 
 
 def _process_environment(variables: dict[str, str], host: str, port: int) -> dict[str, str]:

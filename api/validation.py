@@ -42,6 +42,8 @@ _decoder = msgspec.json.Decoder(PayoutRequest)
 def parse_payout_request(body: bytes) -> PayoutRequest | FieldErrors | NotAnObject:
     """Decode and check a body of `POST /payout/create`."""
     try:
+        if not body.isascii():
+            body.decode()  # msgspec skips what it does not need, unchecked
         request = _decoder.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return _parse_slowly(body)

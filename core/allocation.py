@@ -19,6 +19,7 @@ class BusinessState:
 class IdempotencyUse:
     """What a committed allocation used its idempotency key for."""
 
+    allocation_id: UUID
     email: str
     amount_cents: int
     attempt: int = 0
@@ -38,6 +39,8 @@ class LockedState:
     """(business id, key id) of secret keys that are not revoked."""
     history_keys: Set[tuple[UUID, UUID]] = frozenset()
     """Keys of the given allocations that are already in the history."""
+    claimed_keys: Set[tuple[UUID, UUID]] = frozenset()
+    """Keys of the given allocations that were answered by another's commit before (`Claim`)."""
     idempotency_uses: Mapping[tuple[UUID, str], IdempotencyUse] = field(default_factory=dict)
     """By (business id, idempotency key)."""
 
@@ -52,11 +55,23 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
+class Claim:
+    """A replay: the call `allocation` is answered 201 by what an earlier allocation committed.
+
+    While such a claim stands, the earlier allocation must not be reversed.
+    """
+
+    allocation: Allocation
+    committed_id: UUID
+
+
+@dataclass(frozen=True, slots=True)
 class Decision:
-    """The outcomes, one for each allocation in its order, and the entries that carry them out."""
+    """The outcomes, one for each allocation in its order, and the entries and claims that carry them out."""
 
     outcomes: list[Outcome]
     entries: list[Entry]
+    claims: list[Claim] = field(default_factory=list)
 
 
 def decide(state: LockedState, allocations: Iterable[Allocation]) -> Decision:
@@ -70,9 +85,14 @@ def decide(state: LockedState, allocations: Iterable[Allocation]) -> Decision:
     uses = dict(state.idempotency_uses)
     outcomes: list[Outcome] = []
     entries: list[Entry] = []
+    claims: list[Claim] = []
     for allocation in allocations:
         outcome = _outcome(state, balances, allocated_keys, uses, allocation)
         outcomes.append(outcome)
+        if outcome is Outcome.REPLAYED and allocation.key not in state.claimed_keys:
+            claims.append(
+                Claim(allocation, uses[allocation.business_id, str(allocation.idempotency_key)].allocation_id)
+            )
         if outcome is not Outcome.ALLOCATED or allocation.key in allocated_keys:
             continue
         balances[allocation.business_id] -= allocation.amount_cents
@@ -81,9 +101,9 @@ def decide(state: LockedState, allocations: Iterable[Allocation]) -> Decision:
         if allocation.idempotency_key is not None:
             key = (allocation.business_id, allocation.idempotency_key)
             attempt = uses[key].attempt + 1 if key in uses else 0
-            uses[key] = IdempotencyUse(allocation.email, allocation.amount_cents, attempt)
+            uses[key] = IdempotencyUse(allocation.id, allocation.email, allocation.amount_cents, attempt)
         entries.append(Entry(allocation, balances[allocation.business_id], attempt))
-    return Decision(outcomes, entries)
+    return Decision(outcomes, entries, claims)
 
 
 def _outcome(
@@ -96,6 +116,8 @@ def _outcome(
     """Decide one allocation; the order is the contract's, with redelivery and deadline before it."""
     if allocation.key in allocated_keys:
         return Outcome.ALLOCATED
+    if allocation.key in state.claimed_keys:
+        return Outcome.REPLAYED
     if state.now_us > allocation.deadline_us:
         return Outcome.EXPIRED
     business = state.businesses.get(allocation.business_id)

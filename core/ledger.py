@@ -1,12 +1,13 @@
 """The statements that carry allocations out: set-based, a fixed number of round trips for any batch size."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from core.allocation import BusinessState, Entry, IdempotencyUse, LockedState, decide
+from core.allocation import BusinessState, Claim, Entry, IdempotencyUse, LockedState, decide
 from core.credentials import digest_of, payout_hash
 from core.ids import new_id
 from core.messages import Allocation, Outcome
@@ -44,7 +45,8 @@ _HISTORY_KEYS = sa.text("""
 # A key's latest attempt counts; the earlier ones were all reversed.
 _IDEMPOTENCY_USES = sa.text("""
     SELECT DISTINCT ON (business_id, idempotency_key)
-        business_id, idempotency_key, payout_users.email, payout_transactions.amount, idempotency_attempt,
+        business_id, idempotency_key, payout_transactions.id, payout_users.email, payout_transactions.amount,
+        idempotency_attempt,
         EXISTS (
             SELECT FROM payout_transactions AS reversal
             WHERE reversal.business_id = payout_transactions.business_id
@@ -94,13 +96,50 @@ _WRITE_HISTORY = sa.text("""
     )
 """)
 
-_UNREVERSED_ALLOCATION = sa.text("""
+_CLAIMED_KEYS = sa.text("""
+    SELECT business_id, id
+    FROM unnest(CAST(:business_ids AS uuid[]), CAST(:ids AS uuid[])) AS wanted (business_id, id)
+    JOIN claims USING (business_id, id)
+    WHERE withdrawn_at IS NULL
+""")
+
+_WRITE_CLAIMS = sa.text("""
+    INSERT INTO claims (business_id, id, transaction_id)
+    SELECT * FROM unnest(CAST(:business_ids AS uuid[]), CAST(:ids AS uuid[]), CAST(:transaction_ids AS uuid[]))
+    ON CONFLICT DO NOTHING
+""")
+
+# What a call was answered by: its own history row, or the one that it claims.
+_WITHDRAW = sa.text("""
+    INSERT INTO claims (business_id, id, transaction_id, withdrawn_at)
+    SELECT business_id, id, id, now()
+    FROM payout_transactions
+    WHERE business_id = :business_id AND id = :id AND type = 'allocation'
+    UNION ALL
+    SELECT business_id, id, transaction_id, now()
+    FROM claims
+    WHERE business_id = :business_id AND id = :id AND id <> transaction_id
+    ON CONFLICT (business_id, id) DO UPDATE SET withdrawn_at = now()
+    RETURNING transaction_id
+""")
+
+_UNCLAIMED_ALLOCATION = sa.text("""
     SELECT payout_user_id, amount
     FROM payout_transactions AS allocation
-    WHERE business_id = :business_id AND id = :id AND type = 'allocation' AND NOT EXISTS (
-        SELECT FROM payout_transactions AS reversal
-        WHERE reversal.business_id = allocation.business_id AND reversal.reversed_id = allocation.id
-    )
+    WHERE business_id = :business_id AND id = :id AND type = 'allocation'
+        AND EXISTS (
+            SELECT FROM claims
+            WHERE claims.business_id = allocation.business_id AND claims.id = allocation.id
+        )
+        AND NOT EXISTS (
+            SELECT FROM claims
+            WHERE claims.business_id = allocation.business_id AND transaction_id = allocation.id
+                AND withdrawn_at IS NULL
+        )
+        AND NOT EXISTS (
+            SELECT FROM payout_transactions AS reversal
+            WHERE reversal.business_id = allocation.business_id AND reversal.reversed_id = allocation.id
+        )
 """)
 
 _REVERSE = sa.text("""
@@ -132,11 +171,22 @@ def allocate(connection: Connection, hash_secret: bytes, allocations: Sequence[A
     decision = decide(_lock_and_read(connection, allocations), allocations)
     if decision.entries:
         _write(connection, hash_secret, decision.entries)
+    if decision.claims:
+        _write_claims(connection, decision.claims)
     return decision.outcomes
 
 
-def find_committed(connection: Connection, allocations: Sequence[Allocation]) -> tuple[int, set[tuple[UUID, UUID]]]:
-    """Lock the businesses, then return the database's time (µs) and the keys of those that are in the history.
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """What is certain about some allocations behind their businesses' locks, at `now_us` by the database's clock."""
+
+    now_us: int
+    history_keys: set[tuple[UUID, UUID]]
+    claimed_keys: set[tuple[UUID, UUID]]
+
+
+def find_committed(connection: Connection, allocations: Sequence[Allocation]) -> Committed:
+    """Lock the businesses, then look up which allocations are in the history or were replays.
 
     Behind the lock no worker is in the middle of one of them: whatever is not here at a time past its
     deadline will never be.
@@ -144,18 +194,22 @@ def find_committed(connection: Connection, allocations: Sequence[Allocation]) ->
     business_ids = list({allocation.business_id for allocation in allocations})
     connection.execute(_LOCK_BUSINESSES, {"business_ids": business_ids})
     now_us = int(connection.execute(_CLOCK).scalar_one())
-    return now_us, _read_history_keys(connection, allocations)
+    return Committed(now_us, _read_history_keys(connection, allocations), _read_claimed_keys(connection, allocations))
 
 
-def reverse(connection: Connection, allocation: Allocation) -> bool:
-    """Give a committed allocation's amount back, with a history row of type `reversal`.
+def withdraw(connection: Connection, allocation: Allocation) -> bool:
+    """Take back what a call committed that was answered 500; return whether money moved.
 
-    Returns False, and moves nothing, where it is not in the history or was reversed before. It frees the
-    allocation's idempotency key.
+    What it allocated is given back to the business, with a history row of type `reversal`, which frees the
+    idempotency key; but not while another call with the same key counts on it, having been answered 201.
     """
-    key = {"business_id": allocation.business_id, "id": allocation.id}
-    connection.execute(_LOCK_BUSINESSES, {"business_ids": [allocation.business_id]})
-    row = connection.execute(_UNREVERSED_ALLOCATION, key).one_or_none()
+    business_id = allocation.business_id
+    connection.execute(_LOCK_BUSINESSES, {"business_ids": [business_id]})
+    withdrawn = connection.execute(_WITHDRAW, {"business_id": business_id, "id": allocation.id}).scalar_one_or_none()
+    if withdrawn is None:
+        return False
+    key = {"business_id": business_id, "id": withdrawn}
+    row = connection.execute(_UNCLAIMED_ALLOCATION, key).one_or_none()
     if row is None:
         return False
     payout_user_id, amount = row
@@ -183,6 +237,7 @@ def _lock_and_read(connection: Connection, allocations: Sequence[Allocation]) ->
         businesses=businesses,
         live_api_keys={(business_id, api_key_id) for _, business_id, api_key_id, is_live in keys if is_live},
         history_keys=_read_history_keys(connection, allocations),
+        claimed_keys=_read_claimed_keys(connection, allocations),
         idempotency_uses=_read_idempotency_uses(connection, allocations),
     )
 
@@ -193,6 +248,25 @@ def _read_history_keys(connection: Connection, allocations: Sequence[Allocation]
         "ids": [allocation.id for allocation in allocations],
     }
     return {(business_id, id_) for business_id, id_ in connection.execute(_HISTORY_KEYS, parameters)}
+
+
+def _read_claimed_keys(connection: Connection, allocations: Sequence[Allocation]) -> set[tuple[UUID, UUID]]:
+    with_key = [allocation for allocation in allocations if allocation.idempotency_key is not None]
+    if not with_key:
+        return set()  # only calls with an idempotency key can be replays
+    parameters = {"business_ids": [each.business_id for each in with_key], "ids": [each.id for each in with_key]}
+    return {(business_id, id_) for business_id, id_ in connection.execute(_CLAIMED_KEYS, parameters)}
+
+
+def _write_claims(connection: Connection, claims: Sequence[Claim]) -> None:
+    connection.execute(
+        _WRITE_CLAIMS,
+        {
+            "business_ids": [claim.allocation.business_id for claim in claims],
+            "ids": [claim.allocation.id for claim in claims],
+            "transaction_ids": [claim.committed_id for claim in claims],
+        },
+    )
 
 
 def _read_idempotency_uses(

@@ -7,14 +7,17 @@ from uuid import UUID
 from sqlalchemy import Connection
 
 from core import ledger
-from core.messages import Allocation
+from core.messages import Allocation, Outcome
 
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
-    """What is certain: these were committed, these never will be; of the others it is too early to tell."""
+    """What is certain, by allocation id: these were committed (or replayed what was), these never will be.
 
-    committed: set[UUID]
+    Of those in neither it is too early to tell.
+    """
+
+    committed: dict[UUID, Outcome]
     never: set[UUID]
 
 
@@ -24,12 +27,13 @@ def settle(connection: Connection, allocations: Sequence[Allocation]) -> Settlem
     Whoever wrote one of them has committed by the time the row is ours, and whoever comes later checks the
     deadline behind the same lock. So what is past its deadline and not in the history can never get there.
     """
-    now_us, found = ledger.find_committed(connection, allocations)
-    committed = {each.id for each in allocations if each.key in found}
-    never = {each.id for each in allocations if each.id not in committed and now_us > each.deadline_us}
+    found = ledger.find_committed(connection, allocations)
+    committed = {each.id: Outcome.REPLAYED for each in allocations if each.key in found.claimed_keys}
+    committed |= {each.id: Outcome.ALLOCATED for each in allocations if each.key in found.history_keys}
+    never = {each.id for each in allocations if each.id not in committed and found.now_us > each.deadline_us}
     return Settlement(committed, never)
 
 
-def reverse(connection: Connection, allocation: Allocation) -> bool:
-    """Take a committed allocation back; False where it is not in the history, or was reversed before."""
-    return ledger.reverse(connection, allocation)
+def withdraw(connection: Connection, allocation: Allocation) -> bool:
+    """Take back what a call committed that was answered 500; return whether money moved."""
+    return ledger.withdraw(connection, allocation)

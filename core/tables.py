@@ -126,3 +126,16 @@ payout_transactions = Table(
         postgresql_where=sa.text("reversed_id IS NOT NULL"),
     ),
 )
+
+# Calls that are answered by the history row of another call (replays), and calls of either kind that were answered
+# 500 although they had committed: those have withdrawn. An allocation is reversed when nobody claims it any more.
+claims = Table(
+    "claims",
+    metadata,
+    Column("business_id", Uuid, primary_key=True),
+    Column("id", Uuid, primary_key=True),
+    Column("transaction_id", Uuid, nullable=False),
+    _timestamp("created_at"),
+    _timestamp("withdrawn_at", nullable=True),
+    Index("ix_claims_business_id_transaction_id", "business_id", "transaction_id"),
+)

@@ -1,6 +1,11 @@
 """Where Celery puts replies: Redis, without what only a caller of `AsyncResult` needs."""
 
+import logging
+from typing import Any
+
 from celery.backends.redis import RedisBackend
+
+logger = logging.getLogger(__name__)
 
 
 class ReplyBackend(RedisBackend):  # type: ignore[misc]
@@ -8,3 +13,11 @@ class ReplyBackend(RedisBackend):  # type: ignore[misc]
 
     def on_task_call(self, producer: object, task_id: str) -> None:
         """Subscribe to nothing: the API has one pattern subscription, made before anything is published."""
+
+    def store_result(self, task_id: str, result: Any, state: str, *args: Any, **kwargs: Any) -> Any:
+        """Store and publish a reply. One that gets lost is asked for again by the API, so it is no failure."""
+        try:
+            return super().store_result(task_id, result, state, *args, **kwargs)
+        except Exception as error:  # noqa: BLE001 (Celery would log a trace, and try to store that)
+            logger.warning("a reply was lost: %s", type(error).__name__)
+            return result

@@ -794,3 +794,9 @@ def test_every_refusal_text_of_the_contract_is_in_the_table() -> None:
         Outcome.EXPIRED: (500, "Internal server error"),
         Outcome.FAILED: (500, "Internal server error"),
     }
+
+
+def test_invalid_utf8_in_an_unknown_field_is_no_json(client: httpx.Client, account: Account) -> None:
+    body = b'{"email": "user@example.com", "amount": 1, "note": "\xff"}'
+    response = client.post("/payout/create", content=body, headers=account.headers)
+    assert (response.status_code, response.json()) == (400, {"error": "The request body must be a JSON object."})

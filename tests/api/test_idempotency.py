@@ -1,5 +1,6 @@
 """`Idempotency-Key`, over HTTP, on the real parts."""
 
+import socket
 import string
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -202,3 +203,17 @@ def test_malformed_key_comes_after_authentication_and_settings(system: System, c
 def test_malformed_key_comes_before_insufficient_balance(system: System, client: httpx.Client) -> None:
     response = pay(client, open_account(system.database, funds_cents=0), "a b")
     assert (response.status_code, response.json()) == (400, MALFORMED)
+
+
+def test_white_space_around_a_key_is_not_part_of_it(system: System, client: httpx.Client, account: Account) -> None:
+    with socket.create_connection(("127.0.0.1", int(system.base_url.rsplit(":", 1)[1]))) as connection:
+        body = b'{"email": "user@example.com", "amount": 1}'
+        connection.sendall(
+            b"POST /payout/create HTTP/1.1\r\nHost: x\r\nConnection: close\r\nIdempotency-Key:  padded \r\n"
+            + f"Authorization: Bearer {account.secret_key}\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+            + body
+        )
+        assert connection.makefile("rb").readline().split()[1] == b"201"
+    headers = account.headers | {"Idempotency-Key": "padded"}
+    replay = client.post("/payout/create", content=body, headers=headers)
+    assert (replay.status_code, replay.headers.get("Idempotent-Replayed")) == (201, "true")

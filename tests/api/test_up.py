@@ -459,6 +459,15 @@ def test_killed_process_is_started_again_and_payments_go_on(running: Up, part: s
     assert successor.pid != victim.pid
 
 
+@pytest.mark.parametrize("name", ["valkey-server", "postgres"])
+def test_killed_server_is_started_again_and_payments_go_on(running: Up, name: str) -> None:
+    killed = [process for process in psutil.Process(running.process.pid).children() if process.name() == name]
+    assert len(killed) == 1
+    killed[0].kill()
+    wait_for(lambda: pays(running), READY_WITHIN_S, running.output)
+    running.started |= running.parts()
+
+
 def pays(up: Up) -> bool:
     try:
         return up.pay("survivor@example.com", 1).status_code == 201

@@ -62,9 +62,9 @@ def allocate(database: Database, *allocations: Allocation) -> list[Outcome]:
         return ledger.allocate(connection, HASH_SECRET, allocations)
 
 
-def reverse(database: Database, allocation: Allocation) -> bool:
+def withdraw(database: Database, allocation: Allocation) -> bool:
     with database.transaction() as connection:
-        return settlement.reverse(connection, allocation)
+        return settlement.withdraw(connection, allocation)
 
 
 def settle(database: Database, *allocations: Allocation) -> Settlement:

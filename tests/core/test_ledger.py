@@ -9,6 +9,8 @@ from uuid import UUID, uuid4
 
 import pytest
 import sqlalchemy as sa
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from core.businesses import revoke_api_key, set_payouts_enabled
 from core.credentials import digest_of, payout_hash
@@ -25,9 +27,9 @@ from tests.core.builders import (
     read_history,
     read_payout_balance,
     read_user_balances,
-    reverse,
     run_sql,
     wait_until_blocked,
+    withdraw,
 )
 from tests.servers import Account, open_account, verify_books
 
@@ -264,7 +266,7 @@ def test_of_two_with_one_key_at_once_one_pays_and_the_other_replays(shared_datab
 def test_a_reversal_gives_the_money_back_once(database: Database, payer: Account) -> None:
     paid = allocation_of(payer, "a@example.com", 70)
     allocate(database, paid, allocation_of(payer, "a@example.com", 5))
-    assert [reverse(database, paid), reverse(database, paid)] == [True, False]
+    assert [withdraw(database, paid), withdraw(database, paid)] == [True, False]
     assert read_payout_balance(database, payer.business.id) == 999_995
     assert read_user_balances(database, payer.business.id) == {"a@example.com": 5}
     reversal = read_history(database, payer.business.id)[-1]
@@ -274,7 +276,7 @@ def test_a_reversal_gives_the_money_back_once(database: Database, payer: Account
 
 
 def test_what_was_never_committed_cannot_be_reversed(database: Database, payer: Account) -> None:
-    assert not reverse(database, allocation_of(payer))
+    assert not withdraw(database, allocation_of(payer))
     assert_nothing_was_written(database, payer)
 
 
@@ -283,7 +285,7 @@ def test_reversals_at_once_give_the_money_back_once(shared_database: Database) -
     paid = allocation_of(payer)
     allocate(shared_database, paid)
     with ThreadPoolExecutor(THREADS) as threads:
-        reversed_ = list(threads.map(lambda _: reverse(shared_database, paid), range(THREADS)))
+        reversed_ = list(threads.map(lambda _: withdraw(shared_database, paid), range(THREADS)))
     assert sum(reversed_) == 1
     assert read_payout_balance(shared_database, payer.business.id) == 1_000_000
     assert verify_books(shared_database).balanced
@@ -295,16 +297,44 @@ def test_a_reversal_frees_the_key_again_and_again(database: Database, payer: Acc
         assert allocate(database, paid) == [Outcome.ALLOCATED]
         same = allocation_of(payer, "a@example.com", 10 + attempt, idempotency_key="key")
         assert allocate(database, same) == [Outcome.REPLAYED]
-        assert reverse(database, paid)
+        assert [withdraw(database, paid), withdraw(database, same)] == [False, True]
     allocations = [row for row in read_history(database, payer.business.id) if row.type == "allocation"]
     assert [row.idempotency_attempt for row in allocations] == [0, 1, 2]
+    assert verify_books(database).balanced
+
+
+def test_what_a_replay_was_answered_201_for_is_not_reversed(database: Database, payer: Account) -> None:
+    paid, again = [allocation_of(payer, idempotency_key="key") for _ in range(2)]
+    allocate(database, paid)
+    assert allocate(database, again) == [Outcome.REPLAYED]
+    assert not withdraw(database, paid)
+    assert read_payout_balance(database, payer.business.id) == 999_900
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.none() | st.integers(0, 5), max_size=12))
+def test_money_stays_moved_exactly_while_a_call_counts_on_it(database: Database, steps: list[int | None]) -> None:
+    """None is a call with the one key; a number is the call that is then answered 500."""
+    payer = open_account(database)
+    calls: list[Allocation] = []
+    answered_201: set[int] = set()
+    for step in steps:
+        if step is None:
+            calls.append(allocation_of(payer, idempotency_key="key"))
+            assert allocate(database, calls[-1])[0] in {Outcome.ALLOCATED, Outcome.REPLAYED}
+            answered_201.add(len(calls) - 1)
+        elif step < len(calls):
+            withdraw(database, calls[step])
+            answered_201.discard(step)
+        moved = 1_000_000 - read_payout_balance(database, payer.business.id)
+        assert moved == (100 if answered_201 else 0)
     assert verify_books(database).balanced
 
 
 def test_a_reversed_allocation_that_is_delivered_again_is_not_paid_again(database: Database, payer: Account) -> None:
     paid = allocation_of(payer, idempotency_key="key")
     allocate(database, paid)
-    reverse(database, paid)
+    withdraw(database, paid)
     allocate(database, paid)
     assert read_payout_balance(database, payer.business.id) == 1_000_000
     assert verify_books(database).balanced

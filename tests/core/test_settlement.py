@@ -14,9 +14,9 @@ from tests.core.builders import (
     database_now_us,
     make_allocation,
     read_payout_balance,
-    reverse,
     settle,
     wait_until_blocked,
+    withdraw,
 )
 from tests.servers import Account, open_account
 
@@ -24,18 +24,18 @@ from tests.servers import Account, open_account
 def test_what_is_in_the_history_is_committed(database: Database, payer: Account) -> None:
     paid = allocation_of(payer)
     allocate(database, paid)
-    assert settle(database, paid) == Settlement(committed={paid.id}, never=set())
+    assert settle(database, paid) == Settlement(committed={paid.id: Outcome.ALLOCATED}, never=set())
 
 
 def test_what_is_not_there_after_its_deadline_never_will_be(database: Database, payer: Account) -> None:
     missed = allocation_of(payer, deadline_us=database_now_us(database) - 1)
-    assert settle(database, missed) == Settlement(committed=set(), never={missed.id})
+    assert settle(database, missed) == Settlement(committed={}, never={missed.id})
     assert allocate(database, missed) == [Outcome.EXPIRED]
 
 
 def test_before_the_deadline_nothing_is_certain(database: Database, payer: Account) -> None:
     waiting = allocation_of(payer)
-    assert settle(database, waiting) == Settlement(committed=set(), never=set())
+    assert settle(database, waiting) == Settlement(committed={}, never=set())
 
 
 def test_each_of_several_is_settled_by_itself(database: Database, payer: Account) -> None:
@@ -43,23 +43,25 @@ def test_each_of_several_is_settled_by_itself(database: Database, payer: Account
     paid, theirs = allocation_of(payer), allocation_of(other)
     waiting, missed = allocation_of(other), allocation_of(payer, deadline_us=0)
     allocate(database, paid, theirs)
-    assert settle(database, missed, paid, waiting, theirs) == Settlement({paid.id, theirs.id}, {missed.id})
+    assert settle(database, missed, paid, waiting, theirs) == Settlement(
+        {paid.id: Outcome.ALLOCATED, theirs.id: Outcome.ALLOCATED}, {missed.id}
+    )
 
 
 def test_what_was_committed_in_time_stays_committed_after_its_deadline(database: Database, payer: Account) -> None:
     paid = allocation_of(payer)
     allocate(database, paid)
     late = allocation_of(payer, deadline_us=0)
-    assert settle(database, paid, late) == Settlement({paid.id}, {late.id})
+    assert settle(database, paid, late) == Settlement({paid.id: Outcome.ALLOCATED}, {late.id})
 
 
 def test_an_allocation_of_an_unknown_business_never_will_be(database: Database, payer: Account) -> None:
     lost = make_allocation(UNKNOWN_ID, payer.api_key_id, deadline_us=0)
-    assert settle(database, lost) == Settlement(set(), {lost.id})
+    assert settle(database, lost) == Settlement({}, {lost.id})
 
 
 def test_settling_nothing_finds_nothing(database: Database) -> None:
-    assert settle(database) == Settlement(set(), set())
+    assert settle(database) == Settlement({}, set())
 
 
 def test_settling_waits_for_a_worker_that_holds_the_row_and_sees_its_commit(shared_database: Database) -> None:
@@ -70,7 +72,7 @@ def test_settling_waits_for_a_worker_that_holds_the_row_and_sees_its_commit(shar
             ledger.allocate(connection, HASH_SECRET, [paid])
             settlement = threads.submit(settle, shared_database, paid)
             wait_until_blocked(shared_database)
-        assert settlement.result() == Settlement({paid.id}, set())
+        assert settlement.result() == Settlement({paid.id: Outcome.ALLOCATED}, set())
 
 
 def test_settling_waits_for_a_worker_that_is_rolled_back(shared_database: Database) -> None:
@@ -82,11 +84,27 @@ def test_settling_waits_for_a_worker_that_is_rolled_back(shared_database: Databa
             settlement = threads.submit(settle, shared_database, lost)
             wait_until_blocked(shared_database)
             connection.rollback()
-        assert settlement.result() == Settlement(set(), set())
+        assert settlement.result() == Settlement({}, set())
 
 
 def test_a_committed_allocation_can_be_taken_back(database: Database, payer: Account) -> None:
     paid = allocation_of(payer)
     allocate(database, paid)
-    assert reverse(database, paid)
+    assert withdraw(database, paid)
     assert read_payout_balance(database, payer.business.id) == payer.business.payout_balance
+
+
+def test_a_replay_whose_reply_was_lost_is_committed(database: Database, payer: Account) -> None:
+    paid, again = [allocation_of(payer, idempotency_key="key") for _ in range(2)]
+    assert [*allocate(database, paid), *allocate(database, again)] == [Outcome.ALLOCATED, Outcome.REPLAYED]
+    assert settle(database, paid, again).committed == {paid.id: Outcome.ALLOCATED, again.id: Outcome.REPLAYED}
+    assert allocate(database, again) == [Outcome.REPLAYED]
+
+
+def test_a_replay_that_was_answered_500_is_no_longer_committed(database: Database, payer: Account) -> None:
+    paid = allocation_of(payer, idempotency_key="key")
+    again = allocation_of(payer, idempotency_key="key")
+    allocate(database, paid, again)
+    assert not withdraw(database, again)
+    assert settle(database, again).committed == {}
+    assert read_payout_balance(database, payer.business.id) == payer.business.payout_balance - 100

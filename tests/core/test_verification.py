@@ -7,7 +7,7 @@ import pytest
 
 from core.database import Database
 from core.ids import IdKind, format_id, new_id
-from tests.core.builders import allocate, allocation_of, reverse, run_sql
+from tests.core.builders import allocate, allocation_of, run_sql, withdraw
 from tests.servers import Account, open_account, verify_books
 
 
@@ -22,7 +22,7 @@ def ids(database: Database, payer: Account) -> dict[str, UUID]:
     """Pay 30 cents to a@, 50 to b@, take 50 back; return the ids of what there is."""
     kept, taken = allocation_of(payer, "a@example.com", 30), allocation_of(payer, "b@example.com", 50)
     allocate(database, kept, taken)
-    assert reverse(database, taken)
+    assert withdraw(database, taken)
     with database.transaction() as connection:
         user_ids = connection.exec_driver_sql("SELECT id FROM payout_users ORDER BY email").scalars().all()
         reversal_id = connection.exec_driver_sql(

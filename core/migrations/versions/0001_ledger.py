@@ -95,3 +95,14 @@ def upgrade() -> None:
         CREATE UNIQUE INDEX uq_payout_transactions_business_id_reversed_id
         ON payout_transactions (business_id, reversed_id) WHERE reversed_id IS NOT NULL
     """)
+    op.execute("""
+        CREATE TABLE claims (
+            business_id uuid NOT NULL,
+            id uuid NOT NULL,
+            transaction_id uuid NOT NULL,
+            created_at timestamptz NOT NULL DEFAULT now(),
+            withdrawn_at timestamptz,
+            CONSTRAINT pk_claims PRIMARY KEY (business_id, id)
+        )
+    """)
+    op.execute("CREATE INDEX ix_claims_business_id_transaction_id ON claims (business_id, transaction_id)")
