@@ -332,7 +332,6 @@ def _api_key_document(each: ApiKey) -> dict[str, Any]:
         "kind": each.kind,
         "last4": each.last4,
         "created_at": _time(each.created_at),
-        "last_used_at": _time(each.last_used_at) if each.last_used_at else None,
         "revoked_at": _time(each.revoked_at) if each.revoked_at else None,
     }
 

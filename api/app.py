@@ -66,7 +66,7 @@ def create_app(settings: Settings) -> Litestar:
         threads=settings.in_flight_max * 2,
     )
     replies = Replies(redis, prefix)
-    settler = Settler(database, clock, timeout_s=settings.settle_timeout_s)
+    settler = Settler(database, timeout_s=settings.settle_timeout_s)
     dispatcher = Dispatcher(settings, clock, publisher, replies, settler)
 
     @asynccontextmanager
@@ -78,16 +78,18 @@ def create_app(settings: Settings) -> Litestar:
         finally:
             await dispatcher.close(settings.reply_timeout_s + settings.settle_timeout_s)
             await _cancel(background)
+            settler.close()
             publisher.close()
             await redis.aclose()
             database.close()
 
     create_payout = create_payout_route(
         database,
-        Authenticator(database),
+        Authenticator(database, timeout_s=settings.settle_timeout_s),
         dispatcher,
         hash_secret=settings.hash_secret_bytes,
         body_max_bytes=settings.request_body_max_bytes,
+        look_up_timeout_s=settings.settle_timeout_s,
     )
     return Litestar(
         [create_payout, *health_routes(database, replies, dispatcher)],

@@ -27,12 +27,18 @@ class Authenticator:
     lock. Nobody is refused from memory: an unknown key is looked up every time.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, *, timeout_s: float) -> None:
         self._database = database
+        self._timeout_s = timeout_s
         self._known: dict[bytes, Identity] = {}
 
     async def identify(self, authorization: str | None) -> Identity | None:
-        """Return who sent this `Authorization` header; None where it names no secret key that is live."""
+        """Return who sent this `Authorization` header; None where it names no secret key that is live.
+
+        Raises:
+            TimeoutError: the database did not answer in time.
+
+        """
         scheme, _, key = (authorization or "").strip().partition(" ")
         key = key.strip()
         if scheme.lower() != "bearer" or not looks_like_secret_key(key):
@@ -40,14 +46,13 @@ class Authenticator:
         digest = digest_of(key)
         identity = self._known.get(digest)
         if identity is None:
-            identity = await asyncio.to_thread(self._look_up, digest)
+            identity = await asyncio.wait_for(asyncio.to_thread(self._look_up, digest), self._timeout_s)
             if identity is not None:
                 self._remember(digest, identity)
         return identity
 
     def _look_up(self, digest: bytes) -> Identity | None:
-        with self._database.transaction() as connection:
-            found = find_secret_key(connection, digest)
+        found = self._database.read(lambda connection: find_secret_key(connection, digest))
         if found is None:
             return None
         business_id, api_key_id, stored_digest = found

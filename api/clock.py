@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import sqlalchemy as sa
 
@@ -20,6 +21,7 @@ class DatabaseClock:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._offset_us = 0
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="clock")
 
     def now_us(self) -> int:
         """Return microseconds since 1970 by the database's clock, to about half a round trip."""
@@ -38,6 +40,6 @@ class DatabaseClock:
         while True:
             await asyncio.sleep(REFRESH_S)
             try:
-                await asyncio.to_thread(self.measure)
-            except sa.exc.SQLAlchemyError as error:
+                await asyncio.get_running_loop().run_in_executor(self._executor, self.measure)
+            except Exception as error:  # noqa: BLE001 (deadlines would get stale)
                 logger.warning("the database's clock could not be read: %s", describe_error(error))

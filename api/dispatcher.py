@@ -21,6 +21,8 @@ from core.settings import Settings
 logger = logging.getLogger(__name__)
 
 _SWEEP_S = 0.1
+_POLL_S = 0.05
+"""The shortest wait, so that deadlines which pass one after another are handed over together."""
 
 
 class TooManyWaitingError(Exception):
@@ -55,7 +57,8 @@ class Dispatcher:
     async def allocate(self, allocation: Allocation) -> Outcome:
         """Have an allocation carried out and return its outcome.
 
-        `expired` and `failed` mean that nothing was debited and nothing will be.
+        `expired` means that nothing was debited and nothing will be; `failed`, that this could not be found out
+        in time, and that whatever was committed after all is taken back.
 
         Raises:
             TooManyWaitingError: too many others wait; nothing was sent.
@@ -63,20 +66,27 @@ class Dispatcher:
         """
         if self._callers >= self._settings.waiting_max:
             raise TooManyWaitingError
+        loop = asyncio.get_running_loop()
+        pending = Pending(allocation, loop.create_future(), loop.time() + self._settings.reply_timeout_s)
         self._callers += 1
-        pending = Pending(allocation, asyncio.get_running_loop().create_future())
         try:
             self._waiting.add(pending)
             self._send_what_may_go()
-            return await pending.outcome
+            return await asyncio.shield(pending.outcome)
+        except asyncio.CancelledError:
+            # The server stops and answers 500 for us, so whatever is committed has to be taken back.
+            pending.answer(Outcome.FAILED)
+            self._start(self._settler.settle([pending]))
+            raise
         finally:
             self._callers -= 1
 
     async def sweep(self) -> None:
         """Answer, for ever, those whose deadline passes before they could be sent."""
+        loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(_SWEEP_S)
-            for pending in self._waiting.take_expired(self._clock.now_us()):
+            for pending in self._waiting.take_expired(loop.time()):
                 pending.answer(Outcome.EXPIRED)
 
     async def probe(self, timeout_s: float) -> bool:
@@ -93,10 +103,12 @@ class Dispatcher:
 
     async def close(self, timeout_s: float) -> None:
         """Wait until every batch is answered and settled, for a bounded time."""
+        loop = asyncio.get_running_loop()
+        give_up_at = loop.time() + timeout_s
+        while self._tasks and (wait_s := give_up_at - loop.time()) > 0:
+            await asyncio.wait(self._tasks, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
         if self._tasks:
-            _, unfinished = await asyncio.wait(self._tasks, timeout=timeout_s)
-            if unfinished:
-                logger.error("%d batches were still being settled when the process ended", len(unfinished))
+            logger.error("%d batches were still being settled when the process ended", len(self._tasks))
 
     def _send_what_may_go(self) -> None:
         while self._in_flight < self._settings.in_flight_max:
@@ -135,16 +147,18 @@ class Dispatcher:
                 published += 1
                 resend_at = loop.time() + self._settings.resend_after_s
                 await self._publish(task_id, undecided)
-                while undecided and (wait_s := self._wait_s(resend_at, undecided)) > 0:
-                    if not copies:  # every copy came back with something undecided: try again at its time
+                while undecided and (now := loop.time()) < resend_at:
+                    until = min(resend_at, *(pending.due_at for pending in undecided))
+                    wait_s = max(until - now, _POLL_S)
+                    if copies:
+                        done, _ = await asyncio.wait(copies, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
+                    else:  # every copy came back with something undecided: wait until it may be sent again
+                        done = set()
                         await asyncio.sleep(wait_s)
-                        continue
-                    done, _ = await asyncio.wait(copies, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
                     for future in done:
                         _, sent = copies.pop(future)
                         self._answer(sent, future.result(), is_only_copy=published == 1)
                     undecided = self._hand_over(undecided)
-                undecided = self._hand_over(undecided)
         finally:
             for task_id, _ in copies.values():
                 self._replies.forget(task_id)
@@ -155,12 +169,6 @@ class Dispatcher:
             self._publisher.publish(task_id, [pending.allocation for pending in undecided])
         )
         await asyncio.wait([publishing], timeout=self._settings.resend_after_s)
-
-    def _wait_s(self, resend_at: float, undecided: list[Pending]) -> float:
-        """Return the time until the batch is resent or the first deadline passes."""
-        first_deadline_us = min(pending.allocation.deadline_us for pending in undecided)
-        until_deadline_s = (first_deadline_us - self._clock.now_us()) / 1_000_000
-        return min(resend_at - asyncio.get_running_loop().time(), until_deadline_s)
 
     def _answer(self, sent: list[Pending], reply: Reply, *, is_only_copy: bool) -> None:
         """Answer callers from a worker's reply.
@@ -180,12 +188,12 @@ class Dispatcher:
 
     def _hand_over(self, undecided: list[Pending]) -> list[Pending]:
         """Hand those that cannot be answered by a reply any more over to settling; return the others."""
-        now_us = self._clock.now_us()
+        now = asyncio.get_running_loop().time()
         due: list[Pending] = []
         others: list[Pending] = []
         for pending in undecided:
             if not pending.outcome.done():
-                is_due = pending.refusal is not None or pending.allocation.deadline_us <= now_us
+                is_due = pending.refusal is not None or pending.due_at <= now
                 (due if is_due else others).append(pending)
         if due:
             self._start(self._settler.settle(due))

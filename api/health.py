@@ -24,7 +24,7 @@ def health_routes(database: Database, replies: Replies, dispatcher: Dispatcher) 
     @get("/health/ready", include_in_schema=False)
     async def ready() -> Response[Any]:
         reasons = []
-        if not await asyncio.to_thread(_is_reachable, database):
+        if not await _is_reachable(database):
             reasons.append("the database cannot be reached")
         if not replies.subscribed.is_set():
             reasons.append("replies are not subscribed to")
@@ -37,10 +37,10 @@ def health_routes(database: Database, replies: Replies, dispatcher: Dispatcher) 
     return [live, ready]
 
 
-def _is_reachable(database: Database) -> bool:
+async def _is_reachable(database: Database) -> bool:
+    look_up = asyncio.to_thread(database.read, lambda connection: connection.execute(sa.text("SELECT 1")).scalar())
     try:
-        with database.transaction() as connection:
-            connection.execute(sa.text("SELECT 1"))
-    except sa.exc.SQLAlchemyError:
+        await asyncio.wait_for(look_up, PROBE_TIMEOUT_S)
+    except (sa.exc.SQLAlchemyError, TimeoutError):
         return False
     return True

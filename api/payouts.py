@@ -90,6 +90,7 @@ def create_payout_route(
     *,
     hash_secret: bytes,
     body_max_bytes: int,
+    look_up_timeout_s: float,
 ) -> HTTPRouteHandler:
     """Wire the endpoint."""
 
@@ -115,7 +116,8 @@ def create_payout_route(
         bad_request = _find_bad_request(parsed, idempotency_key)
         if bad_request is not None:
             # Key and settings come first, and nothing reads them in a transaction for a bad request.
-            standing = await asyncio.to_thread(_find_refusal_by_standing, database, identity)
+            look_up = asyncio.to_thread(_find_refusal_by_standing, database, identity)
+            standing = await asyncio.wait_for(look_up, look_up_timeout_s)
             return standing.response() if standing else bad_request
         assert isinstance(parsed, PayoutRequest)  # noqa: S101 (all else is a bad request)
         allocation = Allocation(
@@ -151,6 +153,5 @@ def _find_bad_request(parsed: object, idempotency_key: str | None) -> Response[A
 
 
 def _find_refusal_by_standing(database: Database, identity: Identity) -> Refusal | None:
-    with database.transaction() as connection:
-        standing = find_standing(connection, identity.business_id, identity.api_key_id)
+    standing = database.read(lambda connection: find_standing(connection, identity.business_id, identity.api_key_id))
     return None if standing is None else REFUSAL_BY_OUTCOME[standing]

@@ -2,69 +2,109 @@
 
 import asyncio
 import logging
+from concurrent.futures import ThreadPoolExecutor
+from uuid import UUID
 
-from api.clock import DatabaseClock
 from api.waiting import Pending
 from core import settlement
 from core.database import Database, describe_error
+from core.ids import IdKind, format_id
 from core.messages import Allocation, Outcome
 
 logger = logging.getLogger(__name__)
 
+_THREADS = 2
 _AGAIN_AFTER_S = 0.1
 _AGAIN_IN_BACKGROUND_AFTER_S = 1.0
+_AGAIN_IN_BACKGROUND_AFTER_MAX_S = 30.0
 
 
 class Settler:
     """Answers those for whom no worker's reply came, from the history."""
 
-    def __init__(self, database: Database, clock: DatabaseClock, *, timeout_s: float) -> None:
+    def __init__(self, database: Database, *, timeout_s: float) -> None:
         self._database = database
-        self._clock = clock
         self._timeout_s = timeout_s
+        # Threads of its own: settling must not queue behind look-ups of keys.
+        self._executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="settle")
+        self.answered_unsettled: set[UUID] = set()
+        """Ids of allocations that were answered 500 and are not settled yet."""
 
-    async def settle(self, due: list[Pending]) -> None:
-        """Wait for the deadlines, then ask the database until everything is certain.
+    async def settle(self, unsettled: list[Pending]) -> None:
+        """Wait for each deadline, then ask the database until each is certain.
 
         While the database is out of reach for longer than the time-out, callers are answered 500 and settling
-        goes on in the background; what turns out to be committed after all is reversed.
+        goes on in the background; what turns out to be committed after all is taken back.
         """
         loop = asyncio.get_running_loop()
-        last_deadline_us = max(pending.allocation.deadline_us for pending in due)
-        await asyncio.sleep(max(0.0, (last_deadline_us - self._clock.now_us()) / 1_000_000))
-        give_up_at = loop.time() + self._timeout_s
-        giving_up = loop.call_at(give_up_at, _answer_failed, due)
-        while due := await self._settle_once(due):
-            is_late = loop.time() >= give_up_at
-            await asyncio.sleep(_AGAIN_IN_BACKGROUND_AFTER_S if is_late else _AGAIN_AFTER_S)
-        if giving_up.when() <= loop.time():
-            logger.warning("allocations that were answered 500 unsettled are settled now")
-        giving_up.cancel()
+        for pending in unsettled:
+            loop.call_at(pending.due_at + self._timeout_s, self._give_up, pending)
+        again_after_s = _AGAIN_AFTER_S
+        while unsettled:
+            now = loop.time()
+            due = [pending for pending in unsettled if pending.due_at <= now]
+            if due:
+                settled = await self._settle_once(due)
+                unsettled = [pending for pending in unsettled if pending.allocation.id not in settled]
+                if not settled and all(pending.outcome.done() for pending in unsettled):
+                    again_after_s = min(
+                        max(again_after_s * 2, _AGAIN_IN_BACKGROUND_AFTER_S), _AGAIN_IN_BACKGROUND_AFTER_MAX_S
+                    )
+                await asyncio.sleep(again_after_s if unsettled else 0)
+            else:
+                await asyncio.sleep(min(pending.due_at for pending in unsettled) - now)
 
-    async def _settle_once(self, due: list[Pending]) -> list[Pending]:
-        """Answer what is certain; return the others."""
+    def close(self) -> None:
+        """Let go of the threads, and name what nobody will settle now."""
+        self._executor.shutdown(wait=False, cancel_futures=True)
+        for id_ in self.answered_unsettled:
+            logger.error("allocation %s was answered 500 and is left unsettled", format_id(IdKind.TRANSACTION, id_))
+
+    def _give_up(self, pending: Pending) -> None:
+        """Answer 500, also while an attempt to settle is under way."""
+        if not pending.outcome.done():
+            id_ = pending.allocation.id
+            self.answered_unsettled.add(id_)
+            pending.answer(Outcome.FAILED)
+            logger.warning("allocation %s is answered 500 before it is settled", format_id(IdKind.TRANSACTION, id_))
+
+    async def _settle_once(self, due: list[Pending]) -> set[UUID]:
+        """Answer what is certain; return the ids of that."""
+        loop = asyncio.get_running_loop()
+        settled: set[UUID] = set()
         try:
-            found = await asyncio.to_thread(self._look_up, [pending.allocation for pending in due])
-            unsettled = []
-            for pending in due:
-                id_ = pending.allocation.id
-                if id_ in found.committed:
-                    await self._settle_committed(pending, found.committed[id_])
-                elif id_ in found.never:
-                    pending.answer(pending.refusal or Outcome.EXPIRED)
-                else:
-                    unsettled.append(pending)
+            found = await loop.run_in_executor(self._executor, self._look_up, [each.allocation for each in due])
         except Exception as error:  # noqa: BLE001 (nothing may end the settling)
-            logger.debug("%d allocations could not be settled yet: %s", len(due), describe_error(error))
-            return due  # those that were answered are answered the same again
-        return unsettled
+            logger.warning("%d allocations could not be settled yet: %s", len(due), describe_error(error))
+            return settled
+        for pending in due:
+            id_ = pending.allocation.id
+            if id_ in found.never:
+                pending.answer(pending.refusal or Outcome.EXPIRED)
+                settled.add(id_)
+            elif id_ in found.committed and await self._settle_committed(pending, found.committed[id_]):
+                settled.add(id_)
+        self.answered_unsettled -= settled
+        return settled
 
-    async def _settle_committed(self, pending: Pending, outcome: Outcome) -> None:
-        """Answer 201; whoever was told 500 gets the money back."""
+    async def _settle_committed(self, pending: Pending, outcome: Outcome) -> bool:
+        """Answer 201; from whoever was told 500 it is taken back. Return whether that could be done."""
         pending.answer(outcome)
-        was_told_500 = not pending.outcome.cancelled() and pending.outcome.result() is Outcome.FAILED
-        if was_told_500 and await asyncio.to_thread(self._withdraw, pending.allocation):
-            logger.error("allocation %s was answered 500 but committed; it is reversed", pending.allocation.id)
+        if pending.outcome.cancelled() or pending.outcome.result() is not Outcome.FAILED:
+            return True
+        name = format_id(IdKind.TRANSACTION, pending.allocation.id)
+        try:
+            is_reversed = await asyncio.get_running_loop().run_in_executor(
+                self._executor, self._withdraw, pending.allocation
+            )
+        except Exception as error:  # noqa: BLE001 (nothing may end the settling)
+            logger.error("allocation %s could not be taken back yet: %s", name, describe_error(error))
+            return False
+        if is_reversed:
+            logger.error("allocation %s was answered 500 but committed; it is reversed", name)
+        else:
+            logger.error("allocation %s was answered 500 but committed; a retry of it counts, or it is no more", name)
+        return True
 
     def _look_up(self, allocations: list[Allocation]) -> settlement.Settlement:
         with self._database.transaction() as connection:
@@ -73,10 +113,3 @@ class Settler:
     def _withdraw(self, allocation: Allocation) -> bool:
         with self._database.transaction() as connection:
             return settlement.withdraw(connection, allocation)
-
-
-def _answer_failed(due: list[Pending]) -> None:
-    """Answer 500, also while an attempt to settle is under way."""
-    logger.warning("%d allocations are answered 500 unsettled; settling goes on in the background", len(due))
-    for pending in due:
-        pending.answer(Outcome.FAILED)

@@ -111,16 +111,18 @@ class Supervisor:
             SupervisedProcess(name, command, environment, name_width=width) for name, command in commands.items()
         ]
         self._stopping = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
         self._on_start = on_start
         self._servers = servers
 
     def start(self) -> None:
-        """Start all of them; `on_start` is told each process id, then and later."""
+        """Start all of them, and from then on what ends; `on_start` is told each process id."""
         for process in self._processes:
             self._start(process)
+        self._watcher.start()
 
-    def watch(self) -> None:
-        """Start again what ends, until `ask_to_stop`."""
+    def _watch(self) -> None:
+        """Start again what ends, until `stop`."""
         while not self._stopping.wait(_POLL_S):
             for server in self._servers:
                 self._restart_server(server)
@@ -151,13 +153,11 @@ class Supervisor:
         """Return how often something had to be started again."""
         return sum(process.starts - 1 for process in self._processes)
 
-    def ask_to_stop(self) -> None:
-        """Make `watch` return; safe in a signal handler."""
-        self._stopping.set()
-
     def stop(self) -> None:
         """End all of them: by asking, and after a few seconds without asking."""
         self._stopping.set()
+        if self._watcher.is_alive():
+            self._watcher.join()  # it may be about to start something
         for process in self._processes:
             process.terminate()
         give_up_at = time.monotonic() + _STOP_WITHIN_S

@@ -57,8 +57,6 @@ def run_up(host: str, port: int, data_path: Path) -> None:
         )
         stack.callback(supervisor.stop)
         supervisor.start()
-        watcher = threading.Thread(target=supervisor.watch, daemon=True)
-        watcher.start()
         # The processes take seconds to import what they need, and the web process waits for the migrations.
         from api import preparation
 
@@ -71,8 +69,6 @@ def run_up(host: str, port: int, data_path: Path) -> None:
             _print_ready(base_url, demo_key, funds, data_path)
         stop_asked.wait()
         print_line("Stopping …")
-        supervisor.ask_to_stop()
-        watcher.join()
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -15,6 +15,8 @@ class Pending:
 
     allocation: Allocation
     outcome: asyncio.Future[Outcome]
+    due_at: float
+    """The deadline by the event loop's clock, for all waiting in this process: that clock never steps."""
     refusal: Outcome | None = None
     """What a worker answered while another copy was still under way: true only if that copy does nothing."""
 
@@ -51,8 +53,11 @@ class WaitingList:
             for _ in range(min(len(self._turns), batch_max - len(batch))):
                 business_id = self._turns.popleft()
                 queue = self._by_business[business_id]
-                batch.extend(queue.popleft() for _ in range(min(share, len(queue))))
-                taken.add(business_id)
+                # Whoever was answered meanwhile has gone, and nothing was sent for them.
+                popped = [pending for pending in _pop(queue, share) if not pending.outcome.done()]
+                batch.extend(popped)
+                if popped:
+                    taken.add(business_id)
                 if queue:
                     self._turns.append(business_id)
                 else:
@@ -69,14 +74,19 @@ class WaitingList:
             if business_id in self._by_business:
                 self._turns.append(business_id)
 
-    def take_expired(self, now_us: int) -> list[Pending]:
+    def take_expired(self, now: float) -> list[Pending]:
         """Remove and return those whose deadline passed while they waited (they were never sent)."""
         expired: list[Pending] = []
         for business_id, queue in list(self._by_business.items()):
-            while queue and queue[0].allocation.deadline_us < now_us:
+            while queue and queue[0].due_at < now:
                 expired.append(queue.popleft())
             if not queue:
                 del self._by_business[business_id]
         if expired:
             self._turns = deque(id_ for id_ in self._turns if id_ in self._by_business)
         return expired
+
+
+def _pop(queue: deque[Pending], count: int) -> Iterator[Pending]:
+    for _ in range(min(count, len(queue))):
+        yield queue.popleft()

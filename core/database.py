@@ -1,15 +1,17 @@
 """PostgreSQL: the engine, and the one place that commits."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 import psycopg
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from core.settings import Settings
+
+Found = TypeVar("Found")
 
 
 def is_connection_error(error: Exception) -> bool:
@@ -40,11 +42,17 @@ class Database:
     def __init__(
         self, url: str, *, transaction_timeout_s: float | None, connect_timeout_s: int = 2, pool_size: int = 4
     ) -> None:
-        options = ["-c TimeZone=UTC", "-c client_min_messages=warning"]
+        parsed = sa.make_url(url).set(drivername="postgresql+psycopg")
+        # A 201 relies on a commit that is on disk.
+        options = ["-c TimeZone=UTC", "-c client_min_messages=warning", "-c synchronous_commit=on"]
+        if "options" in parsed.query:
+            options.insert(0, str(parsed.query["options"]))
         if transaction_timeout_s is not None:
             options.append(f"-c transaction_timeout={round(transaction_timeout_s * 1000)}")
         self.engine = sa.create_engine(
-            sa.make_url(url).set(drivername="postgresql+psycopg"),
+            parsed.difference_update_query(["options"]),
+            # Each statement has a snapshot of its own, taken after the locks of the one before.
+            isolation_level="READ COMMITTED",
             hide_parameters=True,  # parameters hold e-mails, and errors end up in logs
             pool_size=pool_size,
             max_overflow=0,
@@ -75,6 +83,17 @@ class Database:
         """Give a connection, commit at the end, roll back if anything is raised. Nothing else commits."""
         with self.engine.begin() as connection:
             yield connection
+
+    def read(self, look_up: Callable[[Connection], Found]) -> Found:
+        """Return what a look-up finds, trying once more where a pooled connection turns out to be gone."""
+        try:
+            with self.transaction() as connection:
+                return look_up(connection)
+        except sa.exc.DBAPIError as error:
+            if not is_connection_error(error):
+                raise
+        with self.transaction() as connection:
+            return look_up(connection)
 
     @contextmanager
     def snapshot(self) -> Iterator[Connection]:

@@ -1,8 +1,9 @@
 """The messages between API and workers: a batch of allocations there, an outcome for each back.
 
 A message is a MessagePack array, sealed (AES-256-GCM) with a key derived from the hash secret: no e-mail can be
-read in the broker, and whoever reaches the broker without the key cannot move money. New fields go to the end
-and have a default, so that old and new processes can run side by side.
+read in the broker, and whoever reaches the broker without the key cannot move money. (Replies are not sealed: who
+can write there could make a caller be told what is not so.) New fields go to the end and have a default, so that old
+and new processes can run side by side.
 """
 
 import base64
@@ -41,7 +42,7 @@ class Allocation(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Outcome(StrEnum):
-    """What became of an allocation. All but `allocated` moved nothing; they are listed by precedence."""
+    """What became of an allocation. Refusals moved nothing; they are listed by precedence."""
 
     ALLOCATED = "allocated"
     """Debited, credited and in the history (also when a copy of the message arrives again)."""
@@ -58,7 +59,7 @@ class Outcome(StrEnum):
     INSUFFICIENT_BALANCE = "insufficient_balance"
     """The payout balance is smaller than the amount."""
     FAILED = "failed"
-    """Something broke; this attempt moved nothing, another one may."""
+    """Something broke, perhaps while committing: only the history tells, and another copy may still be carried out."""
 
 
 class MessageError(Exception):

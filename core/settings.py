@@ -25,7 +25,7 @@ class SettingsError(UserError):
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """Every setting, with its unit in its name. README's table is generated from the descriptions."""
+    """Every setting, with its unit in its name. README's table has these descriptions."""
 
     database_url: Annotated[str, Meta(description="PostgreSQL 18, as `postgresql://user:password@host/name`")]
     redis_url: Annotated[str, Meta(description="Redis or Valkey for locks and replies, as `redis://` or `rediss://`")]

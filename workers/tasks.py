@@ -24,7 +24,7 @@ class BatchProcessor:
         self._hash_secret = hash_secret
 
     def process(self, allocations: list[Allocation]) -> list[Outcome]:
-        """Return the outcomes, in order; `failed` where something broke and nothing was moved."""
+        """Return the outcomes, in order; `failed` where something broke."""
         by_business: dict[UUID, list[int]] = defaultdict(list)
         for position, allocation in enumerate(allocations):
             by_business[allocation.business_id].append(position)
@@ -54,8 +54,8 @@ class BatchProcessor:
         try:
             with self._database.transaction() as connection:
                 return ledger.allocate(connection, self._hash_secret, allocations), None
-        except Exception as error:  # noqa: BLE001 (whatever broke, it was rolled back, and the caller is told)
-            logger.warning("a batch of %d allocations was rolled back: %s", len(allocations), describe_error(error))
+        except Exception as error:  # noqa: BLE001 (whatever broke, the caller is told)
+            logger.warning("a batch of %d allocations failed: %s", len(allocations), describe_error(error))
             return [Outcome.FAILED] * len(allocations), error
 
 
@@ -63,10 +63,10 @@ def register_tasks(celery: Celery, codec: BatchCodec, processor: BatchProcessor)
     """Make the tasks known to the worker."""
 
     @celery.task(name=ALLOCATE_TASK)  # type: ignore[untyped-decorator]
-    def allocate(*arguments: object, **_: object) -> list[Outcome]:
+    def allocate(*arguments: object, **_: object) -> list[Outcome] | None:
         try:
             allocations = codec.open(arguments[0] if arguments else None)
         except MessageError as error:
             logger.error("a message was dropped: %s", error)
-            return []
+            return None
         return processor.process(allocations)

@@ -6,7 +6,7 @@ import json
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from celery import Celery
@@ -122,7 +122,7 @@ async def dispatching(settings: Settings, database: Database) -> AsyncIterator[D
     publisher = Publisher(create_celery(settings), CODEC, prefix, threads=4)
     async with AsyncRedis.from_url(settings.redis_url) as client:
         replies = Replies(client, prefix)
-        settler = Settler(database, clock, timeout_s=settings.settle_timeout_s)
+        settler = Settler(database, timeout_s=settings.settle_timeout_s)
         dispatcher = Dispatcher(settings, clock, publisher, replies, settler)
         await asyncio.to_thread(clock.measure)
         background = [asyncio.create_task(work) for work in (replies.listen(), dispatcher.sweep())]
@@ -413,5 +413,58 @@ def test_probe_tells_whether_a_worker_is_there(settings: Settings, database: Dat
             serving = asyncio.create_task(worker.serve())
             assert await dispatcher.probe(WAIT_S)
             serving.cancel()
+
+    run(work())
+
+
+def test_what_a_stopping_server_answers_500_for_is_taken_back(
+    settings: Settings, database: Database, worker: Worker
+) -> None:
+    """A server out of patience cancels its handlers and answers 500 in their place."""
+
+    async def work() -> None:
+        async with dispatching(settings, database) as dispatcher:
+            call = ask(dispatcher, account)
+            task = await worker.take()
+            call.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await call
+            assert await worker.process(task) == [Outcome.ALLOCATED]
+            await worker.reply(task, [Outcome.ALLOCATED])
+
+    account = open_account(database)
+    run(work())
+    assert balance_of(database, account) == 1_000_000
+    assert verify_books(database).balanced
+
+
+def test_caller_who_has_gone_before_anything_was_sent_is_not_paid(
+    settings: Settings, database: Database, worker: Worker
+) -> None:
+    async def work() -> None:
+        async with dispatching(settings, database) as dispatcher:
+            first, gone = ask(dispatcher, account), ask(dispatcher, account, email="gone@example.com")
+            task = await worker.take()
+            assert len(task.allocations) == 1
+            gone.cancel()
+            await worker.reply(task, await worker.process(task))
+            assert await first is Outcome.ALLOCATED
+            serving = asyncio.create_task(worker.serve())
+            assert await ask(dispatcher, account, 5) is Outcome.ALLOCATED
+            serving.cancel()
+
+    account = open_account(database)
+    run(work())
+    assert balance_of(database, account) == 1_000_000 - 12
+
+
+def test_message_that_the_worker_dropped_is_no_proof_of_a_worker(
+    settings: Settings, database: Database, worker: Worker
+) -> None:
+    async def work() -> None:
+        async with dispatching(settings, database) as dispatcher:
+            probe = asyncio.create_task(dispatcher.probe(WAIT_S))
+            await worker.reply(await worker.take(), cast("list[Outcome]", None))
+            assert not await probe
 
     run(work())

@@ -53,7 +53,9 @@ def make_clock(database: Database) -> DatabaseClock:
 
 
 def pend(allocation: Allocation) -> Pending:
-    return Pending(allocation, asyncio.get_running_loop().create_future())
+    loop = asyncio.get_running_loop()
+    remaining_s = (allocation.deadline_us - time.time_ns() // 1000) / 1_000_000
+    return Pending(allocation, loop.create_future(), loop.time() + remaining_s)
 
 
 @contextmanager
@@ -85,7 +87,7 @@ def test_each_is_answered_from_the_history(database: Database) -> None:
     async def run() -> None:
         due = [pend(committed), pend(never), pend(refused)]
         due[2].refusal = Outcome.INSUFFICIENT_BALANCE
-        await asyncio.wait_for(Settler(database, clock, timeout_s=WAIT_S).settle(due), WAIT_S)
+        await asyncio.wait_for(Settler(database, timeout_s=WAIT_S).settle(due), WAIT_S)
         outcomes = [pending.outcome.result() for pending in due]
         assert outcomes == [Outcome.ALLOCATED, Outcome.EXPIRED, Outcome.INSUFFICIENT_BALANCE]
 
@@ -101,7 +103,7 @@ def test_refusal_of_one_copy_gives_way_to_a_copy_that_paid(database: Database) -
     async def run() -> None:
         pending = pend(allocation)
         pending.refusal = Outcome.PAYOUTS_DISABLED
-        await asyncio.wait_for(Settler(database, clock, timeout_s=WAIT_S).settle([pending]), WAIT_S)
+        await asyncio.wait_for(Settler(database, timeout_s=WAIT_S).settle([pending]), WAIT_S)
         assert pending.outcome.result() is Outcome.ALLOCATED
 
     asyncio.run(run())
@@ -113,7 +115,7 @@ def test_nobody_is_answered_expired_before_the_deadline(database: Database) -> N
 
     async def run() -> None:
         pending = pend(allocation)
-        await asyncio.wait_for(Settler(database, clock, timeout_s=WAIT_S).settle([pending]), WAIT_S)
+        await asyncio.wait_for(Settler(database, timeout_s=WAIT_S).settle([pending]), WAIT_S)
         assert pending.outcome.result() is Outcome.EXPIRED
 
     asyncio.run(run())
@@ -129,7 +131,8 @@ def test_clock_that_is_ahead_answers_nothing_too_early(database: Database) -> No
 
     async def run() -> None:
         pending = pend(allocation)
-        await asyncio.wait_for(Settler(database, ahead, timeout_s=WAIT_S).settle([pending]), WAIT_S)
+        pending.due_at = asyncio.get_running_loop().time()
+        await asyncio.wait_for(Settler(database, timeout_s=WAIT_S).settle([pending]), WAIT_S)
         assert pending.outcome.result() is Outcome.EXPIRED
 
     asyncio.run(run())
@@ -143,7 +146,7 @@ def test_a_worker_in_the_middle_is_waited_for(database: Database) -> None:
     async def run() -> None:
         pending = pend(allocation)
         with uncommitted(database, allocation) as finish:
-            settling = asyncio.create_task(Settler(database, clock, timeout_s=WAIT_S).settle([pending]))
+            settling = asyncio.create_task(Settler(database, timeout_s=WAIT_S).settle([pending]))
             await asyncio.sleep(0.6)
             assert not pending.outcome.done()
             finish.set()
@@ -163,7 +166,7 @@ def test_what_was_answered_failed_but_is_committed_is_reversed(
     async def run() -> None:
         pending = pend(allocation)
         with uncommitted(database, allocation) as finish:
-            settling = asyncio.create_task(Settler(impatient, clock, timeout_s=0.3).settle([pending]))
+            settling = asyncio.create_task(Settler(impatient, timeout_s=0.3).settle([pending]))
             assert await asyncio.wait_for(pending.outcome, WAIT_S) is Outcome.FAILED
             finish.set()
             await asyncio.wait_for(settling, WAIT_S)
@@ -183,7 +186,7 @@ def test_what_was_answered_failed_and_is_not_committed_stays_so(database: Databa
         pending = pend(allocation)
         with database.transaction() as connection:
             connection.execute(sa.text("SELECT FROM businesses WHERE id = :id FOR UPDATE"), {"id": account.business.id})
-            settling = asyncio.create_task(Settler(impatient, clock, timeout_s=0.3).settle([pending]))
+            settling = asyncio.create_task(Settler(impatient, timeout_s=0.3).settle([pending]))
             assert await asyncio.wait_for(pending.outcome, WAIT_S) is Outcome.FAILED
         await asyncio.wait_for(settling, WAIT_S)
         assert pending.outcome.result() is Outcome.FAILED
@@ -202,7 +205,7 @@ def test_database_that_comes_back_in_time_answers_as_if_nothing_had_been(
     async def run() -> None:
         pending = pend(allocation)
         with uncommitted(database, allocation) as finish:
-            settling = asyncio.create_task(Settler(impatient, clock, timeout_s=WAIT_S).settle([pending]))
+            settling = asyncio.create_task(Settler(impatient, timeout_s=WAIT_S).settle([pending]))
             await asyncio.sleep(0.8)  # several attempts end at their time limit
             assert not pending.outcome.done()
             finish.set()
@@ -221,8 +224,23 @@ def test_a_caller_who_has_gone_keeps_nothing_from_settling(database: Database) -
     async def run() -> None:
         due = [pend(gone), pend(stays)]
         due[0].outcome.cancel()
-        await asyncio.wait_for(Settler(database, clock, timeout_s=WAIT_S).settle(due), WAIT_S)
+        await asyncio.wait_for(Settler(database, timeout_s=WAIT_S).settle(due), WAIT_S)
         assert due[1].outcome.result() is Outcome.ALLOCATED
 
     asyncio.run(run())
     assert read_types(database) == ["allocation"] * 2
+
+
+def test_each_is_answered_at_its_own_deadline(database: Database) -> None:
+    account, clock = open_account(database), make_clock(database)
+    first, last = (ask(account, clock, deadline_in_s=seconds) for seconds in (0.1, 3))
+
+    async def run() -> None:
+        due = [pend(last), pend(first)]
+        settling = asyncio.create_task(Settler(database, timeout_s=WAIT_S).settle(due))
+        assert await asyncio.wait_for(due[1].outcome, WAIT_S) is Outcome.EXPIRED
+        assert not due[0].outcome.done()
+        assert await asyncio.wait_for(due[0].outcome, WAIT_S) is Outcome.EXPIRED
+        await settling
+
+    asyncio.run(run())

@@ -2,7 +2,6 @@
 
 import os
 import re
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,14 +29,11 @@ def run(tmp_path: Path, **commands: str) -> Iterator[Supervisor]:
     procfile = tmp_path / "Procfile"
     procfile.write_text("".join(f"{name}: {command}\n" for name, command in commands.items()))
     supervisor = Supervisor(procfile, os.environ | {"DIR": str(tmp_path)})
-    watcher = threading.Thread(target=supervisor.watch)
     try:
         supervisor.start()
-        watcher.start()
         yield supervisor
     finally:
         supervisor.stop()
-        watcher.join()
 
 
 def wait_for(happened: Callable[[], object]) -> None:

@@ -23,7 +23,7 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
 
 def make_pending(loop: asyncio.AbstractEventLoop, business: int, deadline_us: int = 0) -> Pending:
     allocation = Allocation(new_id(), UUID(int=business), UUID(int=0), "user@example.com", 1, deadline_us)
-    return Pending(allocation, loop.create_future())
+    return Pending(allocation, loop.create_future(), due_at=deadline_us)
 
 
 def fill(waiting: WaitingList, loop: asyncio.AbstractEventLoop, businesses: str) -> list[Pending]:
