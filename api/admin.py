@@ -17,13 +17,15 @@ from psycopg.errors import UndefinedTable
 from sqlalchemy import Connection
 
 from api.data_dir import DEFAULT_DATA_DIR, DataDir, DataDirError
-from core import businesses
-from core.businesses import ApiKey, Business, BusinessError, PayoutUser
+from core import api_keys, businesses, payout_users
+from core.api_keys import ApiKey
+from core.businesses import Business, BusinessError
 from core.credentials import KeyKind
 from core.database import Database, describe_error
 from core.errors import UserError
 from core.ids import IdKind, format_id, parse_id
 from core.money import BALANCE_MAX_CENTS, format_dollars
+from core.payout_users import PayoutUser
 from core.schema import migrate as run_migrations
 from core.settings import check_database_url
 from core.verification import verify as run_verification
@@ -128,8 +130,8 @@ def business_create(name: str, funds: int, enable_payouts: bool, *, database: Da
         created = businesses.create_business(connection, name, payouts_enabled=enable_payouts)
         if funds:
             created = businesses.fund_business(connection, created.id, funds)
-        _, secret_key = businesses.create_api_key(connection, created.id, KeyKind.SECRET)
-        _, public_key = businesses.create_api_key(connection, created.id, KeyKind.PUBLIC)
+        _, secret_key = api_keys.create_api_key(connection, created.id, KeyKind.SECRET)
+        _, public_key = api_keys.create_api_key(connection, created.id, KeyKind.PUBLIC)
     keys = {"secret_key": secret_key, "public_key": public_key}
     lines = [*_describe_business(created), f"  secret key       {secret_key}  (shown only now)"]
     lines.append(f"  public key       {public_key}")
@@ -225,7 +227,7 @@ def key_create(business_ref: str, is_test: bool, is_public: bool, *, database: D
     kind = KeyKind.PUBLIC if is_public else KeyKind.SECRET
     with database.transaction() as connection:
         owner = _find_business(connection, business_ref)
-        created, text = businesses.create_api_key(connection, owner.twin_id if is_test else owner.id, kind)
+        created, text = api_keys.create_api_key(connection, owner.twin_id if is_test else owner.id, kind)
     document = _api_key_document(created) | {f"{kind}_key": text}
     _print(document, [f"{format_id(IdKind.API_KEY, created.id)}  {text}  (shown only now)"], as_json=as_json)
 
@@ -236,7 +238,7 @@ def key_create(business_ref: str, is_test: bool, is_public: bool, *, database: D
 def key_list(business_ref: str, *, database: Database, as_json: bool) -> None:
     """List a business's API keys, those of its test twin and revoked ones too."""
     with database.transaction() as connection:
-        found = businesses.list_api_keys(connection, _find_business(connection, business_ref).id)
+        found = api_keys.list_api_keys(connection, _find_business(connection, business_ref).id)
     lines = [
         f"{format_id(IdKind.API_KEY, each.id)}  {each.mode}  {each.kind}  …{each.last4}  "
         f"{'revoked ' + _time(each.revoked_at) if each.revoked_at else 'live since ' + _time(each.created_at)}"
@@ -255,7 +257,7 @@ def key_revoke(key_id: str, *, database: Database, as_json: bool) -> None:
         text = "A key is named by its id, such as `payouts key list` shows it: key_…"
         raise BusinessError(text)
     with database.transaction() as connection:
-        revoked = businesses.revoke_api_key(connection, id_)
+        revoked = api_keys.revoke_api_key(connection, id_)
     _print(_api_key_document(revoked), [f"{key_id} is revoked."], as_json=as_json)
 
 
@@ -275,7 +277,7 @@ def user_show(words: tuple[str, ...], *, database: Database, as_json: bool) -> N
         raise BusinessError(text)
     with database.transaction() as connection:
         business_id = _find_business(connection, business_ref[0]).id if business_ref else None
-        found = businesses.find_payout_user(connection, business_id, email)
+        found = payout_users.find_payout_user(connection, business_id, email)
     lines = [
         f"{format_id(IdKind.PAYOUT_USER, found.id)}  {found.email}",
         f"  balance          {format_dollars(found.balance)}",

@@ -5,7 +5,7 @@ import hmac
 from dataclasses import dataclass
 from uuid import UUID
 
-from core.businesses import find_secret_key
+from core.api_keys import find_secret_key
 from core.credentials import digest_of, looks_like_secret_key
 from core.database import Database
 

@@ -5,14 +5,11 @@ import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-import sqlalchemy as sa
-
-from core.database import Database, describe_error
+from core.database import Database, describe_error, read_clock_us
 
 logger = logging.getLogger(__name__)
 
 REFRESH_S = 5.0
-_CLOCK = sa.text("SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS bigint)")
 
 
 class DatabaseClock:
@@ -31,7 +28,7 @@ class DatabaseClock:
         """Ask the database for its time."""
         with self._database.transaction() as connection:
             before_us = time.monotonic_ns() // 1000
-            database_us = int(connection.execute(_CLOCK).scalar_one())
+            database_us = read_clock_us(connection)
             after_us = time.monotonic_ns() // 1000
         self._offset_us = database_us - (before_us + after_us) // 2
 

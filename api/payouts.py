@@ -23,7 +23,7 @@ from api.authentication import Authenticator, Identity
 from api.dispatcher import Dispatcher, TooManyWaitingError
 from api.responses import HEADERS_BY_SUCCESS, REFUSAL_BY_OUTCOME, Refusal
 from api.validation import AMOUNT_MIN, EMAIL_FORMAT, NotAnObject, PayoutRequest, parse_payout_request
-from core.businesses import find_standing
+from core.api_keys import find_standing
 from core.credentials import payout_hash
 from core.database import Database
 from core.emails import EMAIL_MAX_CHARACTERS

@@ -3,7 +3,8 @@
 from sqlalchemy.exc import SQLAlchemyError
 
 from api.data_dir import DataDir
-from core.businesses import create_api_key, create_business, find_business_by_name, find_secret_key, fund_business
+from core.api_keys import create_api_key, find_secret_key
+from core.businesses import create_business, find_business_by_name, fund_business
 from core.credentials import KeyKind, digest_of
 from core.database import Database, describe_error
 from core.errors import UserError

@@ -1,4 +1,4 @@
-"""Businesses, their API keys and their users, as the command line and the API manage them.
+"""Businesses, as the command line and the API manage them.
 
 Each function runs inside the caller's transaction.
 """
@@ -10,13 +10,11 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from core.credentials import KeyKind, Mode, digest_of, make_api_key
-from core.emails import normalise_email
+from core.credentials import Mode
 from core.errors import UserError
 from core.ids import new_id
-from core.messages import Outcome
 from core.money import BALANCE_MAX_CENTS
-from core.tables import api_keys, businesses, payout_transactions, payout_users
+from core.tables import businesses, payout_transactions
 
 PLAY_MONEY_CENTS = 100_000_000
 """What a test twin starts with: $1,000,000.00."""
@@ -46,33 +44,6 @@ class Business:
     reserved_balance: int
     payouts_enabled: bool
     created_at: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class ApiKey:
-    """An API key without the key itself, which nobody keeps."""
-
-    id: UUID
-    business_id: UUID
-    mode: Mode
-    kind: KeyKind
-    last4: str
-    created_at: datetime
-    last_used_at: datetime | None
-    revoked_at: datetime | None
-
-
-@dataclass(frozen=True, slots=True)
-class PayoutUser:
-    """A payout user; balance in cents."""
-
-    id: UUID
-    business_id: UUID
-    email: str
-    balance: int
-    status: str
-    created_at: datetime
-    updated_at: datetime
 
 
 def create_business(connection: Connection, name: str, *, payouts_enabled: bool) -> Business:
@@ -124,7 +95,7 @@ def list_businesses(connection: Connection) -> list[Business]:
 
 def set_payouts_enabled(connection: Connection, business_id: UUID, *, enabled: bool) -> Business:
     """Switch payouts on or off; it holds from the commit on."""
-    _lock_business(connection, business_id)
+    lock_business(connection, business_id)
     connection.execute(businesses.update().where(businesses.c.id == business_id).values(payouts_enabled=enabled))
     return get_business(connection, business_id)
 
@@ -134,7 +105,7 @@ def fund_business(connection: Connection, business_id: UUID, amount_cents: int) 
     if not 1 <= amount_cents <= BALANCE_MAX_CENTS:
         text = f"The amount must be between 1 and {BALANCE_MAX_CENTS} cents."
         raise BusinessError(text)
-    payout_balance_after = _lock_business(connection, business_id).payout_balance + amount_cents
+    payout_balance_after = lock_business(connection, business_id).payout_balance + amount_cents
     if payout_balance_after > BALANCE_MAX_CENTS:
         text = f"The payout balance may not be greater than {BALANCE_MAX_CENTS} cents."
         raise BusinessError(text)
@@ -153,92 +124,13 @@ def fund_business(connection: Connection, business_id: UUID, amount_cents: int) 
     return get_business(connection, business_id)
 
 
-def create_api_key(connection: Connection, business_id: UUID, kind: KeyKind) -> tuple[ApiKey, str]:
-    """Create an API key; return it with the key itself, which cannot be read again."""
-    mode = get_business(connection, business_id).mode
-    key = make_api_key(kind, mode)
-    id_ = new_id()
-    connection.execute(
-        api_keys.insert().values(business_id=business_id, id=id_, kind=kind, digest=digest_of(key), last4=key[-4:])
-    )
-    return _get_api_key(connection, id_), key
-
-
-def list_api_keys(connection: Connection, business_id: UUID) -> list[ApiKey]:
-    """Return the keys of a business and of its test twin, oldest first, revoked ones too."""
-    twin_id = get_business(connection, business_id).twin_id
-    query = _select_api_keys().where(api_keys.c.business_id.in_([business_id, twin_id])).order_by(api_keys.c.id)
-    return [_api_key(row) for row in connection.execute(query)]
-
-
-def revoke_api_key(connection: Connection, api_key_id: UUID) -> ApiKey:
-    """Revoke a key. From the commit on it moves no money: allocations read keys behind the same row lock."""
-    key = _get_api_key(connection, api_key_id)
-    _lock_business(connection, key.business_id)
-    connection.execute(
-        api_keys.update()
-        .where(api_keys.c.id == api_key_id, api_keys.c.revoked_at.is_(None))
-        .values(revoked_at=sa.func.clock_timestamp())
-    )
-    return _get_api_key(connection, api_key_id)
-
-
-def find_secret_key(connection: Connection, digest: bytes) -> tuple[UUID, UUID, bytes] | None:
-    """Return (business id, key id, digest) of a secret key that is not revoked."""
-    query = sa.select(api_keys.c.business_id, api_keys.c.id, api_keys.c.digest).where(
-        api_keys.c.digest == digest, api_keys.c.kind == KeyKind.SECRET, api_keys.c.revoked_at.is_(None)
-    )
-    row = connection.execute(query).one_or_none()
-    return None if row is None else (row.business_id, row.id, row.digest)
-
-
-def find_standing(connection: Connection, business_id: UUID, api_key_id: UUID) -> Outcome | None:
-    """Return why a key may not allocate now (`unauthorized`, `payouts_disabled`), or None where it may."""
-    query = sa.select(businesses.c.payouts_enabled).join_from(
-        api_keys,
-        businesses,
-        (businesses.c.id == api_keys.c.business_id)
-        & (api_keys.c.business_id == business_id)
-        & (api_keys.c.id == api_key_id)
-        & (api_keys.c.kind == KeyKind.SECRET)
-        & api_keys.c.revoked_at.is_(None),
-    )
-    enabled = connection.execute(query).scalar_one_or_none()
-    if enabled is None:
-        return Outcome.UNAUTHORIZED
-    return None if enabled else Outcome.PAYOUTS_DISABLED
-
-
-def find_payout_user(connection: Connection, business_id: UUID | None, email: str) -> PayoutUser:
-    """Return a user by e-mail, in any spelling that means the same user; without a business, of any live one.
+def lock_business(connection: Connection, business_id: UUID) -> Business:
+    """Return a business whose row is locked until the transaction ends; whatever allocates waits.
 
     Raises:
-        BusinessError: there is no such user, or several businesses have one.
+        NoSuchBusinessError: there is none with this id.
 
     """
-    query = payout_users.select().where(payout_users.c.email == normalise_email(email.strip()))
-    if business_id is None:
-        live = sa.select(businesses.c.id).where(businesses.c.mode == Mode.LIVE)
-        query = query.where(payout_users.c.business_id.in_(live))
-    else:
-        query = query.where(payout_users.c.business_id == business_id)
-    rows = connection.execute(query.limit(2)).all()
-    if len(rows) != 1:
-        text = "Several businesses have a payout user with this e-mail; name the business."
-        raise BusinessError(text if rows else "There is no payout user with this e-mail.")
-    (row,) = rows
-    return PayoutUser(
-        id=row.id,
-        business_id=row.business_id,
-        email=row.email,
-        balance=row.balance,
-        status=row.status,
-        created_at=row.created_at,
-        updated_at=row.updated_at,
-    )
-
-
-def _lock_business(connection: Connection, business_id: UUID) -> Business:
     query = businesses.select().where(businesses.c.id == business_id).with_for_update(key_share=True)
     row = connection.execute(query).one_or_none()
     if row is None:
@@ -249,23 +141,3 @@ def _lock_business(connection: Connection, business_id: UUID) -> Business:
 def _business(row: sa.Row[tuple[object, ...]]) -> Business:
     values = row._asdict()
     return Business(**values | {"mode": Mode(values["mode"])})
-
-
-def _select_api_keys() -> sa.Select[tuple[object, ...]]:
-    columns = [column for column in api_keys.c if column is not api_keys.c.digest]
-    return sa.select(*columns, businesses.c.mode).join_from(
-        api_keys, businesses, businesses.c.id == api_keys.c.business_id
-    )
-
-
-def _get_api_key(connection: Connection, api_key_id: UUID) -> ApiKey:
-    row = connection.execute(_select_api_keys().where(api_keys.c.id == api_key_id)).one_or_none()
-    if row is None:
-        text = "There is no such API key."
-        raise BusinessError(text)
-    return _api_key(row)
-
-
-def _api_key(row: sa.Row[tuple[object, ...]]) -> ApiKey:
-    values = row._asdict()
-    return ApiKey(**values | {"mode": Mode(values["mode"]), "kind": KeyKind(values["kind"])})

@@ -36,6 +36,14 @@ def describe_error(error: BaseException) -> str:
     return name
 
 
+_CLOCK = sa.text("SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS bigint)")
+
+
+def read_clock_us(connection: Connection) -> int:
+    """Return the database's time now, not the transaction's start: microseconds since 1970."""
+    return int(connection.execute(_CLOCK).scalar_one())
+
+
 class Database:
     """A pool of connections. Nothing connects before the first transaction."""
 

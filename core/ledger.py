@@ -9,6 +9,7 @@ from sqlalchemy import Connection
 
 from core.allocation import BusinessState, Claim, Entry, IdempotencyUse, LockedState, decide
 from core.credentials import digest_of, payout_hash
+from core.database import read_clock_us
 from core.ids import new_id
 from core.messages import Allocation, Outcome
 
@@ -27,8 +28,6 @@ _LOCK_BUSINESSES = sa.text("""
 """)
 
 # The clock and the keys are read after the locks are held: revoking a key takes the same lock.
-_CLOCK = sa.text("SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS bigint)")
-
 _CLOCK_AND_API_KEYS = sa.text("""
     SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS bigint), wanted.business_id, wanted.id,
         COALESCE(kind = 'secret' AND revoked_at IS NULL, false)
@@ -193,7 +192,7 @@ def find_committed(connection: Connection, allocations: Sequence[Allocation]) ->
     """
     business_ids = list({allocation.business_id for allocation in allocations})
     connection.execute(_LOCK_BUSINESSES, {"business_ids": business_ids})
-    now_us = int(connection.execute(_CLOCK).scalar_one())
+    now_us = read_clock_us(connection)
     return Committed(now_us, _read_history_keys(connection, allocations), _read_claimed_keys(connection, allocations))
 
 

@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from honcho.environ import parse_procfile
 
 from api.embedded import EmbeddedPostgres, EmbeddedValkey, find_free_port
-from core import businesses
+from core import api_keys, businesses
 from core.businesses import Business
 from core.credentials import KeyKind
 from core.database import Database
@@ -97,7 +97,7 @@ def open_account(
         business = businesses.create_business(connection, name, payouts_enabled=payouts_enabled)
         if funds_cents:
             business = businesses.fund_business(connection, business.id, funds_cents)
-        key, secret_key = businesses.create_api_key(connection, business.id, KeyKind.SECRET)
+        key, secret_key = api_keys.create_api_key(connection, business.id, KeyKind.SECRET)
     return Account(business, key.id, secret_key)
 
 

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from api.embedded import EmbeddedValkey
 from api.responses import REFUSAL_BY_OUTCOME
-from core import businesses
+from core import api_keys, businesses
 from core.credentials import KeyKind, payout_hash
 from core.database import Database
 from core.messages import Outcome
@@ -72,7 +72,7 @@ def read_history(database: Database, business_id: UUID) -> dict[str, tuple[int, 
 
 def revoke(database: Database, api_key_id: UUID) -> None:
     with database.transaction() as connection:
-        businesses.revoke_api_key(connection, api_key_id)
+        api_keys.revoke_api_key(connection, api_key_id)
 
 
 def switch_payouts(database: Database, account: Account, *, enabled: bool) -> None:
@@ -82,7 +82,7 @@ def switch_payouts(database: Database, account: Account, *, enabled: bool) -> No
 
 def make_key(database: Database, business_id: UUID, kind: KeyKind = KeyKind.SECRET) -> str:
     with database.transaction() as connection:
-        return businesses.create_api_key(connection, business_id, kind)[1]
+        return api_keys.create_api_key(connection, business_id, kind)[1]
 
 
 # Success

@@ -10,7 +10,7 @@ import httpx
 import pytest
 import sqlalchemy as sa
 
-from core import businesses
+from core import api_keys, businesses
 from core.credentials import KeyKind
 from core.database import Database
 from tests.servers import Account, System, open_account, verify_books
@@ -95,7 +95,7 @@ def test_key_belongs_to_the_business(system: System, client: httpx.Client, accou
 
 def test_key_of_live_mode_is_free_in_test_mode(system: System, client: httpx.Client, account: Account) -> None:
     with system.database.transaction() as connection:
-        key, secret = businesses.create_api_key(connection, account.business.twin_id, KeyKind.SECRET)
+        key, secret = api_keys.create_api_key(connection, account.business.twin_id, KeyKind.SECRET)
     assert_paid_now(pay(client, account, "key"))
     assert_paid_now(pay(client, Account(account.business, key.id, secret), "key", amount=7))
     assert paid(system.database, account.business.twin_id) == (1, 7)
@@ -103,7 +103,7 @@ def test_key_of_live_mode_is_free_in_test_mode(system: System, client: httpx.Cli
 
 def test_key_is_the_same_whichever_api_key_is_used(system: System, client: httpx.Client, account: Account) -> None:
     with system.database.transaction() as connection:
-        key, secret = businesses.create_api_key(connection, account.business.id, KeyKind.SECRET)
+        key, secret = api_keys.create_api_key(connection, account.business.id, KeyKind.SECRET)
     first = pay(client, account, "key")
     assert_replayed(pay(client, Account(account.business, key.id, secret), "key"), first)
 
@@ -119,7 +119,7 @@ def test_replay_needs_no_balance(system: System, client: httpx.Client) -> None:
 def test_revoked_key_replays_nothing(system: System, client: httpx.Client, account: Account) -> None:
     assert_paid_now(pay(client, account, "key"))
     with system.database.transaction() as connection:
-        businesses.revoke_api_key(connection, account.api_key_id)
+        api_keys.revoke_api_key(connection, account.api_key_id)
     assert pay(client, account, "key").status_code == 401
 
 
@@ -196,7 +196,7 @@ def test_malformed_key_comes_after_authentication_and_settings(system: System, c
     account = open_account(system.database, payouts_enabled=False)
     assert pay(client, account, "a b").status_code == 403
     with system.database.transaction() as connection:
-        businesses.revoke_api_key(connection, account.api_key_id)
+        api_keys.revoke_api_key(connection, account.api_key_id)
     assert pay(client, account, "a b").status_code == 401
 
 

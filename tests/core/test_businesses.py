@@ -7,26 +7,29 @@ import pytest
 from sqlalchemy import Connection
 
 from core import ledger
+from core.api_keys import (
+    NoSuchApiKeyError,
+    create_api_key,
+    find_secret_key,
+    find_standing,
+    list_api_keys,
+    revoke_api_key,
+)
 from core.businesses import (
     PLAY_MONEY_CENTS,
     BusinessError,
-    create_api_key,
     create_business,
     find_business_by_name,
-    find_payout_user,
-    find_secret_key,
-    find_standing,
     fund_business,
     get_business,
-    list_api_keys,
     list_businesses,
-    revoke_api_key,
     set_payouts_enabled,
 )
 from core.credentials import KeyKind, Mode, digest_of, looks_like_secret_key
 from core.database import Database
 from core.messages import Outcome
 from core.money import BALANCE_MAX_CENTS
+from core.payout_users import PayoutUserError, find_payout_user
 from tests.core.builders import HASH_SECRET, make_allocation
 from tests.servers import verify_books
 
@@ -163,7 +166,7 @@ def test_revoking_twice_keeps_the_first_time(database: Database) -> None:
 
 
 def test_an_unknown_key_cannot_be_revoked(connection: Connection) -> None:
-    with pytest.raises(BusinessError, match="no such API key"):
+    with pytest.raises(NoSuchApiKeyError, match="no such API key"):
         revoke_api_key(connection, uuid4())
 
 
@@ -189,7 +192,7 @@ def test_a_user_is_found_by_any_spelling(connection: Connection) -> None:
 
 @pytest.mark.parametrize("email", ["other@example.com", "no address", "", "a\0@example.com", "\ud800@example.com"])
 def test_an_email_that_nobody_has_is_an_error(connection: Connection, email: str) -> None:
-    with pytest.raises(BusinessError, match="There is no payout user"):
+    with pytest.raises(PayoutUserError, match="There is no payout user"):
         find_payout_user(connection, None, email)
 
 
@@ -197,7 +200,7 @@ def test_an_email_that_several_businesses_know_needs_the_business(connection: Co
     both = [create_business(connection, name, payouts_enabled=True) for name in ("A", "B")]
     for business in both:
         pay(connection, business.id, "user@example.com")
-    with pytest.raises(BusinessError, match="Several businesses"):
+    with pytest.raises(PayoutUserError, match="Several businesses"):
         find_payout_user(connection, None, "user@example.com")
     assert find_payout_user(connection, both[1].id, "user@example.com").business_id == both[1].id
 
@@ -207,5 +210,5 @@ def test_a_user_of_a_test_twin_is_found_only_there(connection: Connection) -> No
     pay(connection, business.twin_id, "user@example.com")
     assert find_payout_user(connection, business.twin_id, "user@example.com").balance == 100
     for business_id in (None, business.id):
-        with pytest.raises(BusinessError, match="There is no payout user"):
+        with pytest.raises(PayoutUserError, match="There is no payout user"):
             find_payout_user(connection, business_id, "user@example.com")

@@ -12,7 +12,8 @@ import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from core.businesses import revoke_api_key, set_payouts_enabled
+from core.api_keys import revoke_api_key
+from core.businesses import set_payouts_enabled
 from core.credentials import digest_of, payout_hash
 from core.database import Database
 from core.messages import Allocation, Outcome
