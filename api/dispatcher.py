@@ -147,18 +147,20 @@ class Dispatcher:
                 published += 1
                 resend_at = loop.time() + self._settings.resend_after_s
                 await self._publish(task_id, undecided)
-                while undecided and (now := loop.time()) < resend_at:
-                    until = min(resend_at, *(pending.due_at for pending in undecided))
-                    wait_s = max(until - now, _POLL_S)
-                    if copies:
-                        done, _ = await asyncio.wait(copies, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
-                    else:  # every copy came back with something undecided: wait until it may be sent again
-                        done = set()
-                        await asyncio.sleep(wait_s)
-                    for future in done:
+                while True:
+                    for future in [future for future in copies if future.done()]:
                         _, sent = copies.pop(future)
                         self._answer(sent, future.result(), is_only_copy=published == 1)
                     undecided = self._hand_over(undecided)
+                    now = loop.time()
+                    if not undecided or now >= resend_at:
+                        break
+                    until = min(resend_at, *(pending.due_at for pending in undecided))
+                    wait_s = max(until - now, _POLL_S)
+                    if copies:
+                        await asyncio.wait(copies, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
+                    else:  # every copy came back with something undecided: wait until it may be sent again
+                        await asyncio.sleep(wait_s)
         finally:
             for task_id, _ in copies.values():
                 self._replies.forget(task_id)
