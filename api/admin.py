@@ -27,11 +27,11 @@ from core.ids import IdKind, format_id, parse_id
 from core.money import BALANCE_MAX_CENTS, format_dollars
 from core.payout_users import PayoutUser
 from core.schema import migrate as run_migrations
-from core.settings import check_database_url
+from core.settings import check_database_url, variable_name
 from core.verification import verify as run_verification
 
 Document = dict[str, Any] | list[dict[str, Any]]
-_DATABASE_URL = "PAYOUTS_DATABASE_URL"
+_DATABASE_URL = variable_name("database_url")
 
 
 class DatabaseCommandError(UserError):

@@ -20,11 +20,12 @@ from api.leftovers import StartedProcesses
 from api.supervisor import Server, Supervisor, print_line
 from core.errors import UserError
 from core.money import format_dollars
-from core.settings import load_settings
+from core.settings import PREFIX, load_settings, variable_name
 
 PROCFILE = Path(__file__).resolve().parent.parent / "Procfile"
-_DATABASE_URL = "PAYOUTS_DATABASE_URL"
-_REDIS_URL = "PAYOUTS_REDIS_URL"
+_DATABASE_URL = variable_name("database_url")
+_REDIS_URL = variable_name("redis_url")
+_HASH_SECRET = variable_name("hash_secret")
 _RESTARTS_BEFORE_READY_MAX = 3
 _READY_WITHIN_S = 60.0
 _HEALTH_TIMEOUT_S = 5.0
@@ -103,9 +104,9 @@ def _check_port(host: str, port: int) -> int:
 
 def _read_variables(data_dir: DataDir) -> dict[str, str]:
     """Return the `PAYOUTS_…` variables of the environment, checked as far as they go before servers are started."""
-    variables = {name: value for name, value in os.environ.items() if name.startswith("PAYOUTS_") and value.strip()}
-    if "PAYOUTS_HASH_SECRET" not in variables:
-        variables["PAYOUTS_HASH_SECRET"] = data_dir.read_or_make_secret("hash_secret")
+    variables = {name: value for name, value in os.environ.items() if name.startswith(PREFIX) and value.strip()}
+    if _HASH_SECRET not in variables:
+        variables[_HASH_SECRET] = data_dir.read_or_make_secret("hash_secret")
     load_settings({_DATABASE_URL: "postgresql://embedded", _REDIS_URL: "redis://embedded"} | variables)
     return variables
 

@@ -18,9 +18,6 @@ from core.tables import api_keys, businesses
 class NoSuchApiKeyError(UserError):
     """There is no such API key."""
 
-    def __init__(self) -> None:
-        super().__init__(self.__doc__)
-
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:

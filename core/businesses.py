@@ -27,9 +27,6 @@ class BusinessError(UserError):
 class NoSuchBusinessError(BusinessError):
     """There is no such business."""
 
-    def __init__(self) -> None:
-        super().__init__(self.__doc__)
-
 
 @dataclass(frozen=True, slots=True)
 class Business:

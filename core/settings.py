@@ -12,6 +12,7 @@ from core.errors import UserError
 
 PREFIX = "PAYOUTS_"
 HASH_SECRET_CHARACTERS_MIN = 32
+_TIME_LIMIT_MAX_S = 3600
 
 
 class SettingsError(UserError):
@@ -22,6 +23,11 @@ class SettingsError(UserError):
     def __init__(self, mistakes: list[str]) -> None:
         super().__init__("\n".join(mistakes))
         self.mistakes = mistakes
+
+
+def _seconds(description: str) -> Meta:
+    """Describe a time limit: positive, and finite."""
+    return Meta(gt=0, le=_TIME_LIMIT_MAX_S, description=description)
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,37 +47,31 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     in_flight_max: Annotated[int, Meta(ge=1, le=64, description="Celery tasks under way for one API process")] = 2
     waiting_max: Annotated[int, Meta(ge=1, description="callers waiting in one API process; beyond, 429")] = 10_000
     request_body_max_bytes: Annotated[int, Meta(ge=1024, description="largest body of an ordinary request")] = 65_536
-    resend_after_s: Annotated[float, Meta(gt=0, le=3600, description="without a reply, a batch is published again")] = (
-        1.0
-    )
-    reply_timeout_s: Annotated[float, Meta(gt=0, le=3600, description="an allocation's deadline, from its arrival")] = (
-        6.0
-    )
+    resend_after_s: Annotated[float, _seconds("without a reply, a batch is published again")] = 1.0
+    reply_timeout_s: Annotated[float, _seconds("an allocation's deadline, from its arrival")] = 6.0
     settle_timeout_s: Annotated[
         float,
-        Meta(gt=0, le=3600, description="after the deadline, time to find out for certain before the answer is 500"),
+        _seconds("after the deadline, time to find out for certain before the answer is 500"),
     ] = 3.0
     transaction_timeout_s: Annotated[
         float,
-        Meta(ge=0.1, le=3600, description="PostgreSQL ends a longer transaction, so a stalled worker frees its rows"),
+        Meta(
+            ge=0.1,
+            le=_TIME_LIMIT_MAX_S,
+            description="PostgreSQL ends a longer transaction, so a stalled worker frees its rows",
+        ),
     ] = 2.0
     lock_wait_s: Annotated[
         float,
-        Meta(gt=0, le=3600, description="a worker waits this long for another's Redis locks, then goes on without"),
+        _seconds("a worker waits this long for another's Redis locks, then goes on without"),
     ] = 1.0
-    lock_ttl_s: Annotated[float, Meta(gt=0, le=3600, description="a Redis lock whose worker died ends after this")] = (
-        2.5
-    )
-    redis_timeout_s: Annotated[
-        float, Meta(gt=0, le=3600, description="longest wait on one Redis or broker operation")
-    ] = 0.5
+    lock_ttl_s: Annotated[float, _seconds("a Redis lock whose worker died ends after this")] = 2.5
+    redis_timeout_s: Annotated[float, _seconds("longest wait on one Redis or broker operation")] = 0.5
     database_connect_timeout_s: Annotated[
         int, Meta(ge=2, description="longest wait for one connection to PostgreSQL")
     ] = 2
     database_pool_size: Annotated[int, Meta(ge=1, description="connections that one process keeps open")] = 8
-    startup_timeout_s: Annotated[
-        float, Meta(gt=0, le=3600, description="how long a starting process waits for PostgreSQL")
-    ] = 30.0
+    startup_timeout_s: Annotated[float, _seconds("how long a starting process waits for PostgreSQL")] = 30.0
 
     def __rich_repr__(self) -> list[tuple[str, Any]]:
         """Show nothing to rich either, which prefers this."""

@@ -5,8 +5,9 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
+from api.embedded import EmbeddedValkey
 from core.database import Database
-from tests.servers import Account, Servers, System, open_account, run_servers, run_system
+from tests.servers import Account, Servers, System, open_account, run_servers, run_system, run_valkey
 
 
 @pytest.fixture(scope="session")
@@ -25,6 +26,13 @@ def database_url(servers: Servers) -> Iterator[str]:
 def database(database_url: str) -> Iterator[Database]:
     with Database(database_url, transaction_timeout_s=5) as opened:
         yield opened
+
+
+@pytest.fixture
+def valkey() -> Iterator[EmbeddedValkey]:
+    """A Valkey of the test's own, where nobody consumes and which it may break."""
+    with run_valkey() as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

@@ -65,16 +65,26 @@ class Servers:
 @contextmanager
 def run_servers() -> Iterator[Servers]:
     directory = Path(tempfile.mkdtemp(prefix="payouts-test-"))
-    postgres, valkey = EmbeddedPostgres(directory / "postgres"), EmbeddedValkey()
+    postgres = EmbeddedPostgres(directory / "postgres")
     try:
-        servers = Servers(postgres.start(), valkey.start())
-        with Database(servers.create(TEMPLATE), transaction_timeout_s=None) as template:
-            migrate(template)
-        yield servers
+        with run_valkey() as valkey:
+            servers = Servers(postgres.start(), valkey.url)
+            with Database(servers.create(TEMPLATE), transaction_timeout_s=None) as template:
+                migrate(template)
+            yield servers
     finally:
-        valkey.stop()
         postgres.stop()
         shutil.rmtree(directory)
+
+
+@contextmanager
+def run_valkey() -> Iterator[EmbeddedValkey]:
+    server = EmbeddedValkey()
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
 
 
 @dataclass

@@ -17,7 +17,7 @@ from core.credentials import KeyKind, payout_hash
 from core.database import Database
 from core.messages import Outcome
 from core.tables import payout_transactions, payout_users
-from tests.servers import HASH_SECRET, Account, Servers, System, open_account, run_system, verify_books
+from tests.servers import HASH_SECRET, Account, Servers, System, open_account, run_system, run_valkey, verify_books
 
 UNAUTHORIZED = {"error": "Unauthorized"}
 DISABLED = {"error": "Payouts are currently disabled. Please enable them in Settings."}
@@ -712,10 +712,8 @@ def test_refused_calls_among_good_ones_do_not_touch_them(system: System) -> None
 @pytest.fixture(scope="module")
 def own_valkey() -> Iterator[EmbeddedValkey]:
     """Not the session's, for workers on one queue must share a database."""
-    server = EmbeddedValkey()
-    server.start()
-    yield server
-    server.stop()
+    with run_valkey() as running:
+        yield running
 
 
 @pytest.fixture(scope="module")

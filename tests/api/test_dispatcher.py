@@ -25,7 +25,7 @@ from core.database import Database
 from core.ids import new_id
 from core.messages import Allocation, BatchCodec, Outcome
 from core.settings import Settings
-from tests.servers import HASH_SECRET, Account, open_account, verify_books
+from tests.servers import HASH_SECRET, Account, open_account, run_valkey, verify_books
 from workers.app import QUEUE, create_celery
 from workers.locks import BusinessLocks
 from workers.tasks import BatchProcessor
@@ -94,10 +94,8 @@ class Worker:
 
 @pytest.fixture(scope="module")
 def valkey() -> Iterator[EmbeddedValkey]:
-    server = EmbeddedValkey()
-    server.start()
-    yield server
-    server.stop()
+    with run_valkey() as running:
+        yield running
 
 
 @pytest.fixture

@@ -230,14 +230,6 @@ def test_root_runs_it_as_another_user(home: Path) -> None:
     assert psutil.Process(pid_in(home / "postgres" / "postmaster.pid")).username() == "pgserver"
 
 
-@pytest.fixture
-def valkey() -> Iterator[EmbeddedValkey]:
-    server = EmbeddedValkey()
-    server.start()
-    yield server
-    server.stop()
-
-
 def test_valkey_serves_with_its_password(valkey: EmbeddedValkey) -> None:
     with redis.Redis.from_url(valkey.url) as client:
         assert client.ping()

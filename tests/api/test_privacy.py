@@ -4,13 +4,11 @@ import asyncio
 import base64
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import httpx
-import pytest
 import sqlalchemy as sa
 from redis import Redis
 
@@ -25,15 +23,6 @@ from workers.app import ALLOCATE_TASK, QUEUE, create_celery
 
 EMAIL = "somebody.private@example.com"
 SECRETS = re.compile(r"[sp]k_(live|test)_\w+|\b[0-9a-f]{64}\b")
-
-
-@pytest.fixture
-def quiet_valkey() -> Iterator[EmbeddedValkey]:
-    """A broker where nobody consumes."""
-    server = EmbeddedValkey()
-    server.start()
-    yield server
-    server.stop()
 
 
 def send_foreign_messages(environment: dict[str, str]) -> None:
@@ -128,11 +117,11 @@ def test_database_holds_no_key_and_no_hash(system: System, client: httpx.Client,
             assert hash_ not in contents
 
 
-def test_broker_holds_no_email_in_clear_or_in_base64(quiet_valkey: EmbeddedValkey) -> None:
+def test_broker_holds_no_email_in_clear_or_in_base64(valkey: EmbeddedValkey) -> None:
     settings = Settings(
         database_url="postgresql://nobody@127.0.0.1/none",
-        redis_url=quiet_valkey.url,
-        broker_url=quiet_valkey.url,
+        redis_url=valkey.url,
+        broker_url=valkey.url,
         hash_secret=HASH_SECRET,
     )
     businesses = [uuid4() for _ in range(4)]
@@ -144,7 +133,7 @@ def test_broker_holds_no_email_in_clear_or_in_base64(quiet_valkey: EmbeddedValke
     publisher = Publisher(create_celery(settings), BatchCodec(settings.hash_secret_bytes), prefix, threads=1)
     asyncio.run(publisher.publish(publisher.make_task_id(), allocations))
     publisher.close()
-    with Redis.from_url(quiet_valkey.url) as redis:
+    with Redis.from_url(valkey.url) as redis:
         contents = read_everything(redis)
         (message,) = redis.lrange(QUEUE, 0, -1)
 

@@ -4,7 +4,7 @@ import asyncio
 import json
 import os
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import fakeredis
@@ -58,14 +58,6 @@ def receive(result: str | bytes) -> list[Outcome] | None:
             return await asyncio.wait_for(future, WAIT_S)
 
     return asyncio.run(run())
-
-
-@pytest.fixture
-def valkey() -> Iterator[EmbeddedValkey]:
-    server = EmbeddedValkey()
-    server.start()
-    yield server
-    server.stop()
 
 
 @asynccontextmanager

@@ -274,24 +274,14 @@ def test_foreign_message_is_dropped_and_the_worker_goes_on(
     assert verify_books(system.database).balanced
 
 
-@pytest.fixture
-def own_valkey() -> Iterator[EmbeddedValkey]:
-    server = EmbeddedValkey()
-    server.start()
-    yield server
-    server.stop()
-
-
-def test_message_that_celery_cannot_unpack_does_not_end_the_worker(
-    servers: Servers, own_valkey: EmbeddedValkey
-) -> None:
+def test_message_that_celery_cannot_unpack_does_not_end_the_worker(servers: Servers, valkey: EmbeddedValkey) -> None:
     patience = {
         "resend_after_s": "0.3",
         "lock_wait_s": "0.3",
         "transaction_timeout_s": "0.5",
         "settle_timeout_s": "0.6",
     }
-    with run_system(Servers(servers.postgres_url, own_valkey.url), reply_timeout_s="2", **patience) as own:
+    with run_system(Servers(servers.postgres_url, valkey.url), reply_timeout_s="2", **patience) as own:
         celery = create_celery(load_settings(own.environment))
         with celery.producer_pool.acquire() as producer:
             headers = {"task": ALLOCATE_TASK, "id": "not-ours", "lang": "py"}
