@@ -14,26 +14,38 @@ from core.settings import Settings
 Found = TypeVar("Found")
 
 
+DATABASE_ERRORS = (sa.exc.DBAPIError, psycopg.Error)
+"""SQLAlchemy's, and the driver's own where it was asked directly (`driver_of`)."""
+
+
 def is_connection_error(error: Exception) -> bool:
     """Tell whether the connection is what broke, so that the same work may well succeed on another one."""
-    return isinstance(error, sa.exc.DBAPIError) and (
-        error.connection_invalidated
-        or (isinstance(error.orig, psycopg.OperationalError) and _is_server_gone(error.orig))
-    )
-
-
-def _is_server_gone(error: psycopg.OperationalError) -> bool:
-    # No SQLSTATE: the error is the client's. Class 08: connection; 57P: the operator intervened.
-    return error.sqlstate is None or error.sqlstate.startswith(("08", "57P"))
+    if isinstance(error, sa.exc.DBAPIError) and error.connection_invalidated:
+        return True
+    cause = _cause(error)
+    if not isinstance(cause, psycopg.Error):
+        return False
+    if cause.sqlstate is None:  # the error is the client's
+        return isinstance(cause, psycopg.OperationalError) and not isinstance(cause, psycopg.errors.PipelineAborted)
+    # Class 08: connection; 57P: the operator intervened; 25P04: `transaction_timeout`, which ends the session.
+    return cause.sqlstate.startswith(("08", "57P", "25P04"))
 
 
 def describe_error(error: BaseException) -> str:
     """Name an error for a log: its types and SQLSTATE, never its text, which may quote a row."""
-    cause = error.orig if isinstance(error, sa.exc.DBAPIError) else None
-    name = type(error).__name__
-    if isinstance(cause, psycopg.Error):
-        return f"{name} ({type(cause).__name__}, SQLSTATE {cause.sqlstate or 'none'})"
-    return name
+    cause = _cause(error)
+    if not isinstance(cause, psycopg.Error):
+        return type(error).__name__
+    names = dict.fromkeys([type(error).__name__, type(cause).__name__])
+    return f"{' of '.join(names)} (SQLSTATE {cause.sqlstate or 'none'})"
+
+
+def _cause(error: BaseException) -> BaseException | None:
+    """Return the driver's error, from which SQLAlchemy's may be made; in a pipeline, the first one."""
+    cause = error.orig if isinstance(error, sa.exc.DBAPIError) else error
+    if isinstance(cause, psycopg.errors.PipelineAborted) and cause.__context__ is not None:
+        return _cause(cause.__context__)
+    return cause
 
 
 _CLOCK = sa.text("SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS bigint)")
@@ -42,6 +54,13 @@ _CLOCK = sa.text("SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS
 def read_clock_us(connection: Connection) -> int:
     """Return the database's time now, not the transaction's start: microseconds since 1970."""
     return int(connection.execute(_CLOCK).scalar_one())
+
+
+def driver_of(connection: Connection) -> psycopg.Connection:
+    """Return psycopg's own connection, which is in the same transaction."""
+    driver = connection.connection.driver_connection
+    assert isinstance(driver, psycopg.Connection)  # noqa: S101 (the dialect is psycopg's)
+    return driver
 
 
 class Database:
@@ -89,15 +108,40 @@ class Database:
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
         """Give a connection, commit at the end, roll back if anything is raised. Nothing else commits."""
-        with self.engine.begin() as connection:
+        with self._drop_broken_pool(), self.engine.begin() as connection:
             yield connection
+
+    @contextmanager
+    def pipeline(self) -> Iterator[Connection]:
+        """Give a connection as `transaction` does; what the driver itself is asked to execute is only sent.
+
+        Nobody waits for an answer before one is read, or for that of the last statement before the commit is sent:
+        PostgreSQL carries out nothing behind an error, and the first error is raised at the end.
+        """
+        with (
+            self._drop_broken_pool(),
+            self.engine.connect() as connection,
+            driver_of(connection).pipeline(),
+            connection.begin(),
+        ):
+            yield connection
+
+    @contextmanager
+    def _drop_broken_pool(self) -> Iterator[None]:
+        """Do for errors of the driver what SQLAlchemy does for its own: where one is gone, the others are too."""
+        try:
+            yield
+        except psycopg.Error as error:
+            if is_connection_error(error):
+                self.engine.dispose()
+            raise
 
     def read(self, look_up: Callable[[Connection], Found]) -> Found:
         """Return what a look-up finds, trying once more where a pooled connection turns out to be gone."""
         try:
             with self.transaction() as connection:
                 return look_up(connection)
-        except sa.exc.DBAPIError as error:
+        except DATABASE_ERRORS as error:
             if not is_connection_error(error):
                 raise
         with self.transaction() as connection:

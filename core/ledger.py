@@ -1,15 +1,20 @@
-"""The statements that carry allocations out: set-based, a fixed number of round trips for any batch size."""
+"""The statements that carry allocations out: set-based, as many for any batch size.
 
-from collections.abc import Sequence
+Those of the hot path go to the driver itself, which can send several before it waits (`Database.pipeline`).
+"""
+
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from uuid import UUID
 
+import psycopg
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from core.allocation import BusinessState, Claim, Entry, IdempotencyUse, LockedState, decide
+from core.arrays import integer_array, text_array, uuid_array
 from core.credentials import digest_of, payout_hash
-from core.database import read_clock_us
+from core.database import driver_of
 from core.ids import new_id
 from core.messages import Allocation, Outcome
 
@@ -19,94 +24,110 @@ class LedgerError(Exception):
 
 
 # In id order, so that two batches can never wait for each other in a circle.
-_LOCK_BUSINESSES = sa.text("""
+_LOCK_BUSINESSES = """
     SELECT id, payout_balance, payouts_enabled
     FROM businesses
-    WHERE id = ANY(CAST(:business_ids AS uuid[]))
+    WHERE id = ANY(%(business_ids)s::uuid[])
     ORDER BY id
     FOR NO KEY UPDATE
-""")
+"""
 
-# The clock and the keys are read after the locks are held: revoking a key takes the same lock.
-_CLOCK_AND_API_KEYS = sa.text("""
-    SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS bigint), wanted.business_id, wanted.id,
-        COALESCE(kind = 'secret' AND revoked_at IS NULL, false)
-    FROM unnest(CAST(:business_ids AS uuid[]), CAST(:api_key_ids AS uuid[])) AS wanted (business_id, id)
-    LEFT JOIN api_keys USING (business_id, id)
-""")
-
-_HISTORY_KEYS = sa.text("""
-    SELECT business_id, id
-    FROM unnest(CAST(:business_ids AS uuid[]), CAST(:ids AS uuid[])) AS wanted (business_id, id)
-    JOIN payout_transactions USING (business_id, id)
-""")
+# A statement of its own, so that its snapshot is taken when the locks are held: whoever held them before has
+# committed, and revoking a key takes the same lock. `OFFSET 0` makes every look-up one of an index; from a young
+# table's statistics, the planner would rather read all of it, and keep that plan while the table grows.
+_READ_STATE = """
+    SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS bigint),
+        ARRAY(
+            SELECT position
+            FROM unnest(%(key_business_ids)s::uuid[], %(api_key_ids)s::uuid[])
+                WITH ORDINALITY AS wanted (business_id, id, position)
+            WHERE EXISTS (
+                SELECT FROM api_keys
+                WHERE api_keys.business_id = wanted.business_id AND api_keys.id = wanted.id
+                    AND kind = 'secret' AND revoked_at IS NULL
+                OFFSET 0
+            )
+        ),
+        ARRAY(
+            SELECT position
+            FROM unnest(%(business_ids)s::uuid[], %(ids)s::uuid[])
+                WITH ORDINALITY AS wanted (business_id, id, position)
+            WHERE EXISTS (
+                SELECT FROM payout_transactions
+                WHERE payout_transactions.business_id = wanted.business_id AND payout_transactions.id = wanted.id
+                OFFSET 0
+            )
+        )
+"""
 
 # A key's latest attempt counts; the earlier ones were all reversed.
-_IDEMPOTENCY_USES = sa.text("""
-    SELECT DISTINCT ON (business_id, idempotency_key)
-        business_id, idempotency_key, payout_transactions.id, payout_users.email, payout_transactions.amount,
-        idempotency_attempt,
+_READ_IDEMPOTENCY_USES = """
+    SELECT latest.business_id, latest.idempotency_key, latest.id, email, amount, idempotency_attempt,
         EXISTS (
             SELECT FROM payout_transactions AS reversal
-            WHERE reversal.business_id = payout_transactions.business_id
-                AND reversal.reversed_id = payout_transactions.id
+            WHERE reversal.business_id = latest.business_id AND reversal.reversed_id = latest.id
         )
-    FROM unnest(CAST(:business_ids AS uuid[]), CAST(:idempotency_keys AS text[]))
-        AS wanted (business_id, idempotency_key)
-    JOIN payout_transactions USING (business_id, idempotency_key)
-    JOIN payout_users USING (business_id)
-    WHERE payout_users.id = payout_transactions.payout_user_id
-    ORDER BY business_id, idempotency_key, idempotency_attempt DESC
-""")
+    FROM unnest(%(business_ids)s::uuid[], %(idempotency_keys)s::text[]) AS wanted (business_id, idempotency_key)
+    CROSS JOIN LATERAL (
+        SELECT payout_transactions.*
+        FROM payout_transactions
+        WHERE payout_transactions.business_id = wanted.business_id
+            AND payout_transactions.idempotency_key = wanted.idempotency_key
+        ORDER BY idempotency_attempt DESC
+        LIMIT 1
+    ) AS latest
+    JOIN payout_users ON payout_users.business_id = latest.business_id AND payout_users.id = payout_user_id
+"""
 
-_CREDIT_USERS = sa.text("""
-    INSERT INTO payout_users AS existing (business_id, id, email, hash_digest, balance)
-    SELECT * FROM unnest(
-        CAST(:business_ids AS uuid[]), CAST(:ids AS uuid[]), CAST(:emails AS text[]),
-        CAST(:hash_digests AS bytea[]), CAST(:amounts AS bigint[])
-    )
-    ON CONFLICT (business_id, email) DO UPDATE
-        SET balance = existing.balance + excluded.balance, updated_at = now()
-    RETURNING business_id, email, id, balance
-""")
-
-_DEBIT_BUSINESSES = sa.text("""
-    UPDATE businesses
-    SET payout_balance = payout_balance - debit.amount
-    FROM unnest(CAST(:business_ids AS uuid[]), CAST(:amounts AS bigint[])) AS debit (business_id, amount)
-    WHERE businesses.id = debit.business_id
-""")
-
-_WRITE_HISTORY = sa.text("""
-    INSERT INTO payout_transactions (
-        business_id, id, type, payout_user_id, amount, payout_balance_after, user_balance_after, idempotency_key,
-        idempotency_attempt
-    )
-    SELECT business_id, id, 'allocation', payout_user_id, amount, payout_balance_after, user_balance_after,
-        idempotency_key, idempotency_attempt
-    FROM unnest(
-        CAST(:business_ids AS uuid[]), CAST(:ids AS uuid[]), CAST(:payout_user_ids AS uuid[]),
-        CAST(:amounts AS bigint[]), CAST(:payout_balances_after AS bigint[]),
-        CAST(:user_balances_after AS bigint[]), CAST(:idempotency_keys AS text[]),
-        CAST(:idempotency_attempts AS smallint[])
-    ) AS entry (
-        business_id, id, payout_user_id, amount, payout_balance_after, user_balance_after, idempotency_key,
-        idempotency_attempt
-    )
-""")
-
-_CLAIMED_KEYS = sa.text("""
+_READ_CLAIMED = """
     SELECT business_id, id
-    FROM unnest(CAST(:business_ids AS uuid[]), CAST(:ids AS uuid[])) AS wanted (business_id, id)
+    FROM unnest(%(business_ids)s::uuid[], %(ids)s::uuid[]) AS wanted (business_id, id)
     JOIN claims USING (business_id, id)
     WHERE withdrawn_at IS NULL
-""")
+"""
 
-_WRITE_CLAIMS = sa.text("""
+# Credits, history and debits are made of the same rows, so that none can be written without the others.
+_WRITE = """
+    WITH entry AS MATERIALIZED (
+        SELECT *
+        FROM unnest(
+            %(business_ids)s::uuid[], %(ids)s::uuid[], %(emails)s::text[], %(hash_digests)s::text[],
+            %(amounts)s::bigint[], %(payout_balances_after)s::bigint[], %(later_credits)s::bigint[],
+            %(idempotency_keys)s::text[], %(idempotency_attempts)s::smallint[]
+        ) AS entry (
+            business_id, id, email, hash_digest, amount, payout_balance_after, later_credits, idempotency_key,
+            idempotency_attempt
+        )
+    ), credited AS (
+        INSERT INTO payout_users AS existing (business_id, id, email, hash_digest, balance)
+        SELECT business_id, uuidv7(), email, decode(hash_digest, 'hex'), sum(amount)
+        FROM entry
+        GROUP BY business_id, email, hash_digest
+        ON CONFLICT (business_id, email) DO UPDATE
+            SET balance = existing.balance + excluded.balance, updated_at = now()
+        RETURNING business_id, email, id, balance
+    ), written AS (
+        INSERT INTO payout_transactions (
+            business_id, id, type, payout_user_id, amount, payout_balance_after, user_balance_after, idempotency_key,
+            idempotency_attempt
+        )
+        SELECT business_id, entry.id, 'allocation', credited.id, amount, payout_balance_after,
+            balance - later_credits, idempotency_key, idempotency_attempt
+        FROM entry
+        JOIN credited USING (business_id, email)
+        RETURNING business_id, amount
+    )
+    UPDATE businesses
+    SET payout_balance = payout_balance - debit.amount
+    FROM (SELECT business_id, sum(amount) AS amount FROM written GROUP BY business_id) AS debit
+    WHERE businesses.id = debit.business_id
+"""
+
+_WRITE_CLAIMS = """
     INSERT INTO claims (business_id, id, transaction_id)
-    SELECT * FROM unnest(CAST(:business_ids AS uuid[]), CAST(:ids AS uuid[]), CAST(:transaction_ids AS uuid[]))
+    SELECT * FROM unnest(%(business_ids)s::uuid[], %(ids)s::uuid[], %(transaction_ids)s::uuid[])
     ON CONFLICT DO NOTHING
-""")
+"""
 
 # What a call was answered by: its own history row, or the one that it claims.
 _WITHDRAW = sa.text("""
@@ -163,15 +184,17 @@ _REVERSE = sa.text("""
 def allocate(connection: Connection, hash_secret: bytes, allocations: Sequence[Allocation]) -> list[Outcome]:
     """Debit, credit and write the history for a batch; return the outcomes in its order.
 
-    Runs inside the caller's transaction. Any number of deliveries of the same allocations pays once.
+    Runs inside the caller's transaction. Any number of deliveries of the same allocations pays once. Within
+    `Database.pipeline`, what PostgreSQL refuses to write is raised at the pipeline's end.
     """
     if not allocations:
         return []
-    decision = decide(_lock_and_read(connection, allocations), allocations)
+    driver = driver_of(connection)
+    decision = decide(_lock_and_read(driver, allocations), allocations)
     if decision.entries:
-        _write(connection, hash_secret, decision.entries)
+        _write(driver, hash_secret, decision.entries)
     if decision.claims:
-        _write_claims(connection, decision.claims)
+        _write_claims(driver, decision.claims)
     return decision.outcomes
 
 
@@ -180,8 +203,8 @@ class Committed:
     """What is certain about some allocations behind their businesses' locks, at `now_us` by the database's clock."""
 
     now_us: int
-    history_keys: set[tuple[UUID, UUID]]
-    claimed_keys: set[tuple[UUID, UUID]]
+    history_keys: Set[tuple[UUID, UUID]]
+    claimed_keys: Set[tuple[UUID, UUID]]
 
 
 def find_committed(connection: Connection, allocations: Sequence[Allocation]) -> Committed:
@@ -190,10 +213,8 @@ def find_committed(connection: Connection, allocations: Sequence[Allocation]) ->
     Behind the lock no worker is in the middle of one of them: whatever is not here at a time past its
     deadline will never be.
     """
-    business_ids = list({allocation.business_id for allocation in allocations})
-    connection.execute(_LOCK_BUSINESSES, {"business_ids": business_ids})
-    now_us = read_clock_us(connection)
-    return Committed(now_us, _read_history_keys(connection, allocations), _read_claimed_keys(connection, allocations))
+    state = _lock_and_read(driver_of(connection), allocations)
+    return Committed(state.now_us, state.history_keys, state.claimed_keys)
 
 
 def withdraw(connection: Connection, allocation: Allocation) -> bool:
@@ -203,7 +224,7 @@ def withdraw(connection: Connection, allocation: Allocation) -> bool:
     idempotency key; but not while another call with the same key counts on it, having been answered 201.
     """
     business_id = allocation.business_id
-    connection.execute(_LOCK_BUSINESSES, {"business_ids": [business_id]})
+    driver_of(connection).execute(_LOCK_BUSINESSES, {"business_ids": uuid_array([business_id])})
     withdrawn = connection.execute(_WITHDRAW, {"business_id": business_id, "id": allocation.id}).scalar_one_or_none()
     if withdrawn is None:
         return False
@@ -219,111 +240,82 @@ def withdraw(connection: Connection, allocation: Allocation) -> bool:
     return True
 
 
-def _lock_and_read(connection: Connection, allocations: Sequence[Allocation]) -> LockedState:
-    named_keys = {(allocation.business_id, allocation.api_key_id) for allocation in allocations}
-    business_ids = list({business_id for business_id, _ in named_keys})
-    rows = connection.execute(_LOCK_BUSINESSES, {"business_ids": business_ids})
-    businesses = {id_: BusinessState(balance, enabled) for id_, balance, enabled in rows}
-    keys = connection.execute(
-        _CLOCK_AND_API_KEYS,
+def _lock_and_read(driver: psycopg.Connection, allocations: Sequence[Allocation]) -> LockedState:
+    """Lock the businesses and read all that a decision depends on; in a pipeline, in one round trip."""
+    api_keys = list({(allocation.business_id, allocation.api_key_id) for allocation in allocations})
+    keys = [allocation.key for allocation in allocations]
+    # Only calls with an idempotency key can be replays.
+    keyed = [allocation for allocation in allocations if allocation.idempotency_key is not None]
+
+    locked = driver.execute(
+        _LOCK_BUSINESSES, {"business_ids": uuid_array({business_id for business_id, _ in api_keys})}
+    )
+    state = driver.execute(
+        _READ_STATE,
         {
-            "business_ids": [business_id for business_id, _ in named_keys],
-            "api_key_ids": [api_key_id for _, api_key_id in named_keys],
+            "key_business_ids": uuid_array(business_id for business_id, _ in api_keys),
+            "api_key_ids": uuid_array(api_key_id for _, api_key_id in api_keys),
+            "business_ids": uuid_array(business_id for business_id, _ in keys),
+            "ids": uuid_array(id_ for _, id_ in keys),
         },
-    ).all()
+    )
+    if keyed:
+        business_ids = uuid_array(each.business_id for each in keyed)
+        claimed = driver.execute(
+            _READ_CLAIMED, {"business_ids": business_ids, "ids": uuid_array(each.id for each in keyed)}
+        )
+        uses = driver.execute(
+            _READ_IDEMPOTENCY_USES,
+            {"business_ids": business_ids, "idempotency_keys": text_array(each.idempotency_key for each in keyed)},
+        )
+
+    now_us, live_positions, committed_positions = state.fetchall()[0]
     return LockedState(
-        now_us=max(now_us for now_us, *_ in keys),
-        businesses=businesses,
-        live_api_keys={(business_id, api_key_id) for _, business_id, api_key_id, is_live in keys if is_live},
-        history_keys=_read_history_keys(connection, allocations),
-        claimed_keys=_read_claimed_keys(connection, allocations),
-        idempotency_uses=_read_idempotency_uses(connection, allocations),
+        now_us=now_us,
+        businesses={id_: BusinessState(balance, enabled) for id_, balance, enabled in locked},
+        live_api_keys={api_keys[position - 1] for position in live_positions},
+        history_keys={keys[position - 1] for position in committed_positions},
+        claimed_keys=set(claimed) if keyed else set(),
+        idempotency_uses={(business_id, key): IdempotencyUse(*use) for business_id, key, *use in uses} if keyed else {},
     )
 
 
-def _read_history_keys(connection: Connection, allocations: Sequence[Allocation]) -> set[tuple[UUID, UUID]]:
-    parameters = {
-        "business_ids": [allocation.business_id for allocation in allocations],
-        "ids": [allocation.id for allocation in allocations],
-    }
-    return {(business_id, id_) for business_id, id_ in connection.execute(_HISTORY_KEYS, parameters)}
+def _write(driver: psycopg.Connection, hash_secret: bytes, entries: Sequence[Entry]) -> None:
+    allocations = [entry.allocation for entry in entries]
+    # What each user gets after an entry, in the same batch: the balance at the end is known only to PostgreSQL.
+    later_credits: list[int] = []
+    total_credits: dict[tuple[UUID, str], int] = {}
+    for allocation in reversed(allocations):
+        user = (allocation.business_id, allocation.email)
+        later = total_credits.get(user, 0)
+        later_credits.append(later)
+        total_credits[user] = later + allocation.amount_cents
+    later_credits.reverse()
+
+    driver.execute(
+        _WRITE,
+        {
+            "business_ids": uuid_array(each.business_id for each in allocations),
+            "ids": uuid_array(each.id for each in allocations),
+            "emails": text_array(each.email for each in allocations),
+            "hash_digests": text_array(
+                digest_of(payout_hash(hash_secret, each.business_id, each.email)).hex() for each in allocations
+            ),
+            "amounts": integer_array(each.amount_cents for each in allocations),
+            "payout_balances_after": integer_array(entry.payout_balance_after_cents for entry in entries),
+            "later_credits": integer_array(later_credits),
+            "idempotency_keys": text_array(each.idempotency_key for each in allocations),
+            "idempotency_attempts": integer_array(entry.idempotency_attempt for entry in entries),
+        },
+    )
 
 
-def _read_claimed_keys(connection: Connection, allocations: Sequence[Allocation]) -> set[tuple[UUID, UUID]]:
-    with_key = [allocation for allocation in allocations if allocation.idempotency_key is not None]
-    if not with_key:
-        return set()  # only calls with an idempotency key can be replays
-    parameters = {"business_ids": [each.business_id for each in with_key], "ids": [each.id for each in with_key]}
-    return {(business_id, id_) for business_id, id_ in connection.execute(_CLAIMED_KEYS, parameters)}
-
-
-def _write_claims(connection: Connection, claims: Sequence[Claim]) -> None:
-    connection.execute(
+def _write_claims(driver: psycopg.Connection, claims: Sequence[Claim]) -> None:
+    driver.execute(
         _WRITE_CLAIMS,
         {
-            "business_ids": [claim.allocation.business_id for claim in claims],
-            "ids": [claim.allocation.id for claim in claims],
-            "transaction_ids": [claim.committed_id for claim in claims],
-        },
-    )
-
-
-def _read_idempotency_uses(
-    connection: Connection, allocations: Sequence[Allocation]
-) -> dict[tuple[UUID, str], IdempotencyUse]:
-    keys = {(each.business_id, each.idempotency_key) for each in allocations if each.idempotency_key is not None}
-    if not keys:
-        return {}
-    parameters = {
-        "business_ids": [business_id for business_id, _ in keys],
-        "idempotency_keys": [key for _, key in keys],
-    }
-    rows = connection.execute(_IDEMPOTENCY_USES, parameters)
-    return {(business_id, key): IdempotencyUse(*use) for business_id, key, *use in rows}
-
-
-def _write(connection: Connection, hash_secret: bytes, entries: Sequence[Entry]) -> None:
-    users: dict[tuple[UUID, str], int] = {}
-    debits: dict[UUID, int] = {}
-    for entry in entries:
-        allocation = entry.allocation
-        user = (allocation.business_id, allocation.email)
-        users[user] = users.get(user, 0) + allocation.amount_cents
-        debits[allocation.business_id] = debits.get(allocation.business_id, 0) + allocation.amount_cents
-
-    rows = connection.execute(
-        _CREDIT_USERS,
-        {
-            "business_ids": [business_id for business_id, _ in users],
-            "ids": [new_id() for _ in users],
-            "emails": [email for _, email in users],
-            "hash_digests": [digest_of(payout_hash(hash_secret, *user)) for user in users],
-            "amounts": list(users.values()),
-        },
-    )
-    user_ids: dict[tuple[UUID, str], UUID] = {}
-    balances: dict[tuple[UUID, str], int] = {}
-    for business_id, email, user_id, balance_after in rows:
-        user_ids[business_id, email] = user_id
-        balances[business_id, email] = balance_after - users[business_id, email]
-
-    user_balances_after = []
-    for entry in entries:
-        user = (entry.allocation.business_id, entry.allocation.email)
-        balances[user] += entry.allocation.amount_cents
-        user_balances_after.append(balances[user])
-
-    connection.execute(_DEBIT_BUSINESSES, {"business_ids": list(debits), "amounts": list(debits.values())})
-    connection.execute(
-        _WRITE_HISTORY,
-        {
-            "business_ids": [entry.allocation.business_id for entry in entries],
-            "ids": [entry.allocation.id for entry in entries],
-            "payout_user_ids": [user_ids[e.allocation.business_id, e.allocation.email] for e in entries],
-            "amounts": [entry.allocation.amount_cents for entry in entries],
-            "payout_balances_after": [entry.payout_balance_after_cents for entry in entries],
-            "user_balances_after": user_balances_after,
-            "idempotency_keys": [entry.allocation.idempotency_key for entry in entries],
-            "idempotency_attempts": [entry.idempotency_attempt for entry in entries],
+            "business_ids": uuid_array(claim.allocation.business_id for claim in claims),
+            "ids": uuid_array(claim.allocation.id for claim in claims),
+            "transaction_ids": uuid_array(claim.committed_id for claim in claims),
         },
     )

@@ -52,7 +52,7 @@ class BatchProcessor:
 
     def _try(self, allocations: list[Allocation]) -> tuple[list[Outcome], Exception | None]:
         try:
-            with self._database.transaction() as connection:
+            with self._database.pipeline() as connection:
                 return ledger.allocate(connection, self._hash_secret, allocations), None
         except Exception as error:  # noqa: BLE001 (whatever broke, the caller is told)
             logger.warning("a batch of %d allocations failed: %s", len(allocations), describe_error(error))

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from core.api_keys import revoke_api_key
 from core.businesses import set_payouts_enabled
 from core.credentials import digest_of, payout_hash
-from core.database import Database
+from core.database import DATABASE_ERRORS, Database
 from core.messages import Allocation, Outcome
 from tests.core.builders import (
     HASH_SECRET,
@@ -119,7 +119,7 @@ def test_an_empty_batch_has_no_outcomes(database: Database) -> None:
 
 def test_what_is_rolled_back_never_happened(database: Database, payer: Account) -> None:
     run_sql(database, "ALTER TABLE payout_transactions ADD CONSTRAINT refuse CHECK (amount <> 13)")
-    with pytest.raises(sa.exc.IntegrityError):
+    with pytest.raises(DATABASE_ERRORS, match="refuse"):
         allocate(database, allocation_of(payer, amount_cents=12), allocation_of(payer, amount_cents=13))
     assert read_payout_balance(database, payer.business.id) == 1_000_000
     assert read_user_balances(database, payer.business.id) == {}
