@@ -14,12 +14,11 @@ from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme
 from redis.asyncio import Redis
 
-from api import responses
+from api import payouts, responses
 from api.authentication import Authenticator
 from api.clock import DatabaseClock
 from api.dispatcher import Dispatcher
 from api.health import health_routes
-from api.payouts import create_payout_route
 from api.publisher import Publisher, make_instance_prefix
 from api.replies import Replies
 from api.request_id import add_request_id
@@ -83,7 +82,7 @@ def create_app(settings: Settings) -> Litestar:
             await redis.aclose()
             database.close()
 
-    create_payout = create_payout_route(
+    create_payout = payouts.create_payout_route(
         database,
         Authenticator(database, timeout_s=settings.settle_timeout_s),
         dispatcher,
@@ -91,7 +90,7 @@ def create_app(settings: Settings) -> Litestar:
         body_max_bytes=settings.request_body_max_bytes,
         look_up_timeout_s=settings.settle_timeout_s,
     )
-    return Litestar(
+    app = Litestar(
         [create_payout, *health_routes(database, replies, dispatcher)],
         lifespan=[lifespan],
         before_send=[add_request_id],
@@ -111,6 +110,8 @@ def create_app(settings: Settings) -> Litestar:
             ),
         ),
     )
+    app.openapi_schema.paths = {payouts.PATH: payouts.document_create_payout(), **(app.openapi_schema.paths or {})}
+    return app
 
 
 async def _cancel(tasks: list[asyncio.Task[None]]) -> None:

@@ -72,9 +72,10 @@ class Dispatcher:
         try:
             self._waiting.add(pending)
             self._send_what_may_go()
-            return await asyncio.shield(pending.outcome)
+            return await pending.outcome
         except asyncio.CancelledError:
             # The server stops and answers 500 for us, so whatever is committed has to be taken back.
+            pending.outcome = loop.create_future()
             pending.answer(Outcome.FAILED)
             self._start(self._settler.settle([pending]))
             raise

@@ -1,11 +1,13 @@
 """The one table that maps outcomes to HTTP, and the bodies of every documented error."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 from litestar import MediaType, Response
-from litestar.openapi.datastructures import ResponseSpec
-from litestar.openapi.spec import Example
+from litestar.openapi.spec import Example, OpenAPIMediaType, OpenAPIResponse, OpenAPIType, Reference, Schema
+from litestar.types import Send
 
 from core.messages import Outcome
 
@@ -26,6 +28,11 @@ class Refusal:
             headers=self.headers,
             media_type=MediaType.JSON,
         )
+
+    async def send(self, send: Send) -> None:
+        """Send the response from an ASGI handler."""
+        headers = [(name.lower().encode(), value.encode()) for name, value in self.headers.items()]
+        await send_json(send, self.status_code, {"error": self.error}, headers)
 
 
 UNAUTHORIZED = Refusal(401, "Unauthorized", {"WWW-Authenticate": "Bearer"})
@@ -50,28 +57,51 @@ REFUSAL_BY_OUTCOME: dict[Outcome, Refusal] = {
 }
 """Every outcome that is not answered 201."""
 
-HEADERS_BY_SUCCESS: dict[Outcome, dict[str, str]] = {
-    Outcome.ALLOCATED: {},
-    Outcome.REPLAYED: {"Idempotent-Replayed": "true"},
+HEADERS_BY_SUCCESS: dict[Outcome, tuple[tuple[bytes, bytes], ...]] = {
+    Outcome.ALLOCATED: (),
+    Outcome.REPLAYED: ((b"idempotent-replayed", b"true"),),
 }
 """Every outcome that is answered 201."""
 
 
-def document(*refusals: Refusal, field_errors: dict[str, list[str]] | None = None) -> dict[int, ResponseSpec]:
-    """Describe errors for OpenAPI: one entry for each status, with every text as an example."""
-    examples: dict[int, list[Example]] = {}
+async def send_json(send: Send, status_code: int, body: object, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
+    """Send a response from an ASGI handler."""
+    content = msgspec.json.encode(body)
+    await send(
+        {
+            "type": "http.response.start",
+            "status": status_code,
+            "headers": [
+                (b"content-type", b"application/json"),
+                (b"content-length", str(len(content)).encode()),
+                *headers,
+            ],
+        }
+    )
+    await send({"type": "http.response.body", "body": content, "more_body": False})
+
+
+def document(
+    *refusals: Refusal, success: dict[int, dict[str, Any]], field_errors: dict[str, list[str]]
+) -> dict[str, OpenAPIResponse | Reference]:
+    """Describe an operation's responses for OpenAPI: one entry for each status, with every text as an example."""
+    examples: dict[int, list[Example]] = {
+        status_code: [Example(summary="Success", value=body)] for status_code, body in success.items()
+    }
     for refusal in refusals:
         examples.setdefault(refusal.status_code, []).append(
             Example(summary=refusal.error, value={"error": refusal.error})
         )
-    if field_errors:
-        examples.setdefault(400, []).append(Example(summary="Field errors", value=field_errors))
+    examples.setdefault(400, []).append(Example(summary="Field errors", value=field_errors))
     return {
-        status_code: ResponseSpec(
-            data_container=dict[str, Any],
-            generate_examples=False,
+        str(status_code): OpenAPIResponse(
             description=" / ".join(str(example.summary) for example in texts),
-            examples=texts,
+            content={
+                "application/json": OpenAPIMediaType(
+                    schema=Schema(type=OpenAPIType.OBJECT),
+                    examples={str(number): example for number, example in enumerate(texts, 1)},
+                )
+            },
         )
         for status_code, texts in sorted(examples.items())
     }

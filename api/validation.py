@@ -50,7 +50,7 @@ def parse_payout_request(body: bytes) -> PayoutRequest | FieldErrors | NotAnObje
     email = normalise_email(request.email.strip())
     if email is None or not 1 <= request.amount <= ALLOCATION_MAX_CENTS:
         return _parse_slowly(body)
-    return PayoutRequest(email, request.amount)
+    return request if email == request.email else PayoutRequest(email, request.amount)
 
 
 def _parse_slowly(body: bytes) -> PayoutRequest | FieldErrors | NotAnObject:

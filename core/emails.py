@@ -1,5 +1,6 @@
 """Which e-mail addresses are valid, and which are the same person."""
 
+import re
 import unicodedata
 
 import email_validator
@@ -8,6 +9,10 @@ from email_validator.syntax import validate_email_domain_name, validate_email_lo
 
 EMAIL_MAX_CHARACTERS = 255
 """The HTTP contract's limit, counted after trimming."""
+
+# What nearly all addresses look like. They are valid by every rule of the library, whose own check takes
+# twenty times as long; a test compares the two.
+_ORDINARY = re.compile(r"[A-Za-z0-9_+-]{1,30}(?:\.[A-Za-z0-9_+-]{1,30})?@(?:[A-Za-z0-9]{1,60}\.){1,3}[A-Za-z]{2,10}\Z")
 
 # The contract checks syntax alone. Names such as `.local` or `.test` are well-formed, and the library
 # documents this list as ours to change.
@@ -21,6 +26,8 @@ def normalise_email(email: str) -> str | None:
     all lower-cased. The parts are checked by email-validator; its limit of 254 bytes in all is replaced
     by the contract's 255 characters. No DNS is asked.
     """
+    if _ORDINARY.match(email):
+        return email.lower()
     local, at, domain = email.rpartition("@")
     if not at or len(email) > EMAIL_MAX_CHARACTERS:
         return None

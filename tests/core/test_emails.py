@@ -1,11 +1,13 @@
 """Which e-mail addresses are valid, and which are the same person."""
 
+import re
 import unicodedata
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from core import emails
 from core.emails import EMAIL_MAX_CHARACTERS, normalise_email
 
 
@@ -183,3 +185,27 @@ def test_every_character_that_has_a_lower_or_composed_form_keeps_one_identity() 
         if character != unicodedata.normalize("NFC", character.lower()):
             email = normalise_email(f"a{character}@example.com")
             assert email is None or normalise_email(email) == email, ascii(character)
+
+
+# The shortcut for ordinary addresses.
+
+NEARLY_ORDINARY = st.from_regex(emails._ORDINARY) | st.from_regex(
+    re.compile(r"[A-Za-z0-9_+.-]{1,70}@([A-Za-z0-9-]{1,65}[.]){0,4}[A-Za-z0-9-]{1,12}\n?\Z")
+)
+
+
+@settings(max_examples=2_000)
+@given(NEARLY_ORDINARY)
+@example("K@example.com")  # the Kelvin sign lower-cases to k
+@example("user@example.com\n")
+@example("a--b@ab--cd.example")
+def test_the_shortcut_agrees_with_the_library(email: str) -> None:
+    shortcut = normalise_email(email)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(emails, "_ORDINARY", re.compile(r"(?!)"))
+        assert normalise_email(email) == shortcut
+
+
+def test_ordinary_addresses_take_the_shortcut() -> None:
+    for email in ["user@example.com", "First.Last@gmail.com", "user+tag@mail.example.co.uk", "a_b-c@x1.io"]:
+        assert emails._ORDINARY.match(email)
