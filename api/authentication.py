@@ -1,15 +1,16 @@
 """Who calls: from an `Authorization` header to a business and one of its secret keys."""
 
 import asyncio
-import hmac
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from uuid import UUID
 
-from core.api_keys import find_secret_key
+from core.api_keys import find_secret_keys
 from core.credentials import digest_of, looks_like_secret_key
 from core.database import Database
 
 _CACHE_MAX = 10_000
+_LOOK_UP_MAX = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,39 +25,71 @@ class Authenticator:
     """Looks secret keys up, and remembers whose they are.
 
     The memory only lets a call through to the transaction, which reads the key again behind the business's row
-    lock. Nobody is refused from memory: an unknown key is looked up every time.
+    lock. Nobody is refused from memory: an unknown key is looked up every time. One look-up runs at a time, for
+    all keys that were asked for meanwhile, so that a rush of calls is not one of queries.
     """
 
     def __init__(self, database: Database, *, timeout_s: float) -> None:
         self._database = database
         self._timeout_s = timeout_s
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="authenticate")
         self._known: dict[bytes, Identity] = {}
+        self._asked: dict[bytes, asyncio.Future[Identity | None]] = {}
+        self._look_ups: asyncio.Task[None] | None = None
 
-    async def identify(self, authorization: str | None) -> Identity | None:
+    async def identify(self, authorization: str) -> Identity | None:
         """Return who sent this `Authorization` header; None where it names no secret key that is live.
 
         Raises:
             TimeoutError: the database did not answer in time.
 
         """
-        scheme, _, key = (authorization or "").strip().partition(" ")
+        scheme, _, key = authorization.strip().partition(" ")
         key = key.strip()
         if scheme.lower() != "bearer" or not looks_like_secret_key(key):
             return None
         digest = digest_of(key)
         identity = self._known.get(digest)
         if identity is None:
-            identity = await asyncio.wait_for(asyncio.to_thread(self._look_up, digest), self._timeout_s)
-            if identity is not None:
-                self._remember(digest, identity)
+            identity = await asyncio.wait_for(asyncio.shield(self._ask(digest)), self._timeout_s)
         return identity
 
-    def _look_up(self, digest: bytes) -> Identity | None:
-        found = self._database.read(lambda connection: find_secret_key(connection, digest))
-        if found is None:
-            return None
-        business_id, api_key_id, stored_digest = found
-        return Identity(business_id, api_key_id) if hmac.compare_digest(digest, stored_digest) else None
+    def close(self) -> None:
+        """Let go of the thread."""
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+    def _ask(self, digest: bytes) -> asyncio.Future[Identity | None]:
+        """Return what will be found; those who ask for the same key at the same time share it."""
+        asked = self._asked.get(digest)
+        if asked is None:
+            asked = self._asked[digest] = asyncio.get_running_loop().create_future()
+            if self._look_ups is None or self._look_ups.done():
+                self._look_ups = asyncio.create_task(self._look_up())
+        return asked
+
+    async def _look_up(self) -> None:
+        loop = asyncio.get_running_loop()
+        while self._asked:
+            digests = list(self._asked)[:_LOOK_UP_MAX]
+            error: Exception | None = None
+            found: dict[bytes, Identity] = {}
+            try:
+                found = await loop.run_in_executor(self._executor, self._find, digests)
+            except Exception as raised:  # noqa: BLE001 (whoever asked is told)
+                error = raised
+            for digest in digests:
+                asked = self._asked.pop(digest)
+                if error is not None:
+                    asked.set_exception(error)
+                    asked.exception()  # whoever asked may have gone
+                else:
+                    asked.set_result(found.get(digest))
+            for digest, identity in found.items():
+                self._remember(digest, identity)
+
+    def _find(self, digests: list[bytes]) -> dict[bytes, Identity]:
+        found = self._database.read(lambda connection: find_secret_keys(connection, digests))
+        return {digest: Identity(*ids) for digest, ids in found.items()}
 
     def _remember(self, digest: bytes, identity: Identity) -> None:
         if len(self._known) >= _CACHE_MAX:

@@ -112,8 +112,11 @@ class Dispatcher:
             logger.error("%d batches were still being settled when the process ended", len(self._tasks))
 
     def _send_what_may_go(self) -> None:
+        # At most half of all callers, so that API and workers are busy at the same time: otherwise the batches of
+        # one busy business become everybody and nobody by turns, and each side waits for the other.
+        batch_max = min(self._settings.batch_max, self._callers // 2 + 1)
         while self._in_flight < self._settings.in_flight_max:
-            batch = self._waiting.take(self._settings.batch_max)
+            batch = self._waiting.take(batch_max)
             if not batch:
                 return
             self._in_flight += 1

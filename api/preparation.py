@@ -3,7 +3,7 @@
 from sqlalchemy.exc import SQLAlchemyError
 
 from api.data_dir import DataDir
-from core.api_keys import create_api_key, find_secret_key
+from core.api_keys import create_api_key, find_secret_keys
 from core.businesses import create_business, find_business_by_name, fund_business
 from core.credentials import KeyKind, digest_of
 from core.database import Database, describe_error
@@ -35,7 +35,7 @@ def prepare_database(settings: Settings, data_dir: DataDir) -> str:
 def _find_or_make_demo_key(database: Database, data_dir: DataDir) -> str:
     with database.transaction() as connection:
         key = data_dir.read_secret("demo_key")
-        if key is not None and find_secret_key(connection, digest_of(key)) is not None:
+        if key is not None and find_secret_keys(connection, [digest_of(key)]):
             return key
         demo = find_business_by_name(connection, DEMO_NAME)
         if demo is None:

@@ -1,11 +1,13 @@
 """API keys, of which the database keeps only digests. Each function runs inside the caller's transaction."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
 import sqlalchemy as sa
-from sqlalchemy import Connection
+from sqlalchemy import Connection, LargeBinary
+from sqlalchemy.dialects.postgresql import ARRAY
 
 from core.businesses import get_business, lock_business
 from core.credentials import KeyKind, Mode, digest_of, make_api_key
@@ -63,13 +65,14 @@ def revoke_api_key(connection: Connection, api_key_id: UUID) -> ApiKey:
     return _get_api_key(connection, api_key_id)
 
 
-def find_secret_key(connection: Connection, digest: bytes) -> tuple[UUID, UUID, bytes] | None:
-    """Return (business id, key id, digest) of a secret key that is not revoked."""
-    query = sa.select(api_keys.c.business_id, api_keys.c.id, api_keys.c.digest).where(
-        api_keys.c.digest == digest, api_keys.c.kind == KeyKind.SECRET, api_keys.c.revoked_at.is_(None)
+def find_secret_keys(connection: Connection, digests: Sequence[bytes]) -> dict[bytes, tuple[UUID, UUID]]:
+    """Return (business id, key id) by digest, for those that belong to a secret key which is not revoked."""
+    query = sa.select(api_keys.c.digest, api_keys.c.business_id, api_keys.c.id).where(
+        api_keys.c.digest == sa.any_(sa.literal(digests, ARRAY(LargeBinary))),
+        api_keys.c.kind == KeyKind.SECRET,
+        api_keys.c.revoked_at.is_(None),
     )
-    row = connection.execute(query).one_or_none()
-    return None if row is None else (row.business_id, row.id, row.digest)
+    return {row.digest: (row.business_id, row.id) for row in connection.execute(query)}
 
 
 def find_standing(connection: Connection, business_id: UUID, api_key_id: UUID) -> Outcome | None:

@@ -16,6 +16,7 @@ def create_celery(settings: Settings) -> Celery:
     celery = Celery("payouts")
     celery.conf.update(
         broker_url=settings.broker_url,
+        broker_transport=None if settings.broker_url.startswith("amqp") else "workers.transport:Transport",
         # Delivery is at most once: the API publishes a batch again when no reply comes, and acknowledgements
         # emulated on Redis can end a worker when the broker goes away.
         broker_transport_options=_transport_options(settings) | {"ack_emulation": False},

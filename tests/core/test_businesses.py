@@ -10,7 +10,7 @@ from core import ledger
 from core.api_keys import (
     NoSuchApiKeyError,
     create_api_key,
-    find_secret_key,
+    find_secret_keys,
     find_standing,
     list_api_keys,
     revoke_api_key,
@@ -125,16 +125,16 @@ def test_a_secret_key_is_found_by_its_digest_until_it_is_revoked(connection: Con
     key, secret = create_api_key(connection, business.id, KeyKind.SECRET)
     assert looks_like_secret_key(secret)
     assert secret.endswith(key.last4)
-    assert find_secret_key(connection, digest_of(secret)) == (business.id, key.id, digest_of(secret))
+    assert find_secret_keys(connection, [digest_of(secret), b"?"]) == {digest_of(secret): (business.id, key.id)}
     revoke_api_key(connection, key.id)
-    assert find_secret_key(connection, digest_of(secret)) is None
+    assert find_secret_keys(connection, [digest_of(secret)]) == {}
 
 
 def test_a_public_key_is_never_found(connection: Connection) -> None:
     business = create_business(connection, "ACME", payouts_enabled=True)
     key, public = create_api_key(connection, business.id, KeyKind.PUBLIC)
     assert public.startswith("pk_live_")
-    assert find_secret_key(connection, digest_of(public)) is None
+    assert find_secret_keys(connection, [digest_of(public)]) == {}
     assert find_standing(connection, business.id, key.id) is Outcome.UNAUTHORIZED
     fund_business(connection, business.id, 100)
     refused = make_allocation(business.id, key.id)
