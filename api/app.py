@@ -26,6 +26,7 @@ from api.responses import Refusal
 from api.settler import Settler
 from core.database import Database, describe_error
 from core.errors import UserError
+from core.garbage import spare_what_stays
 from core.messages import BatchCodec
 from core.revision import wait_for_schema
 from core.settings import Settings, load_settings
@@ -73,6 +74,7 @@ def create_app(settings: Settings) -> Litestar:
     @asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncIterator[None]:
         await asyncio.to_thread(clock.measure)
+        spare_what_stays()
         background = [asyncio.create_task(work) for work in (replies.listen(), clock.keep_fresh(), dispatcher.sweep())]
         try:
             yield

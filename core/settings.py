@@ -45,7 +45,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ]
     batch_max: Annotated[int, Meta(ge=1, le=10_000, description="allocations that one Celery task carries")] = 500
     in_flight_max: Annotated[int, Meta(ge=1, le=64, description="Celery tasks under way for one API process")] = 2
-    waiting_max: Annotated[int, Meta(ge=1, description="callers waiting in one API process; beyond, 429")] = 10_000
+    waiting_max: Annotated[int, Meta(ge=1, description="callers waiting in one API process; beyond, 429")] = 5_000
     request_body_max_bytes: Annotated[int, Meta(ge=1024, description="largest body of an ordinary request")] = 65_536
     resend_after_s: Annotated[float, _seconds("without a reply, a batch is published again")] = 1.0
     reply_timeout_s: Annotated[float, _seconds("an allocation's deadline, from its arrival")] = 6.0

@@ -6,12 +6,13 @@ import warnings
 
 from celery import Celery
 from celery.exceptions import SecurityWarning
-from celery.signals import after_setup_logger
+from celery.signals import after_setup_logger, worker_ready
 from redis import Redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from core.database import Database
+from core.garbage import spare_what_stays
 from core.messages import BatchCodec
 from core.settings import Settings, SettingsError, load_settings
 from workers.app import create_celery
@@ -39,6 +40,11 @@ def _quiet_celery(**_: object) -> None:
     """Leave out Celery's two lines for every task: the second one prints the whole result."""
     for name in ("celery.worker.strategy", "celery.app.trace"):
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+@worker_ready.connect  # type: ignore[untyped-decorator]
+def _spare_what_stays(**_: object) -> None:
+    spare_what_stays()
 
 
 # Celery warns root of pickle, which `accept_content` refuses.

@@ -1,0 +1,294 @@
+"""A system of its own for each test to break: PostgreSQL, Valkey, and the Procfile's processes."""
+
+import atexit
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+import httpx
+import redis
+import sqlalchemy as sa
+from honcho.environ import parse_procfile
+
+from api.embedded import EmbeddedPostgres, EmbeddedValkey, find_free_port
+from core.database import Database
+from core.schema import migrate
+from core.settings import Settings, load_settings
+from tests.chaos.proxy import Proxy, proxied_postgres_url, proxied_valkey_url, proxy_postgres, proxy_valkey
+from tests.servers import HASH_SECRET, ROOT, Account, open_account
+from workers.app import QUEUE
+
+PROCFILE: dict[str, str] = parse_procfile((ROOT / "Procfile").read_text()).processes
+FUNDS_CENTS = 100_000_000_000
+_READY_WITHIN_S = 60.0
+_STOP_WITHIN_S = 30.0
+_POLL_S = 0.02
+_building = threading.Lock()
+
+
+def wait_until(is_true: Callable[[], object], what: str, timeout_s: float = _READY_WITHIN_S) -> None:
+    """Wait for something to become true, and fail where it does not in time."""
+    give_up_at = time.monotonic() + timeout_s
+    while not is_true():
+        assert time.monotonic() < give_up_at, f"not within {timeout_s:g} s: {what}"
+        time.sleep(_POLL_S)
+
+
+class Process:
+    """One of the Procfile's lines; it may be killed, stopped and started again."""
+
+    def __init__(self, name: str, environment: Mapping[str, str], log: Path) -> None:
+        self.name = name
+        self.log = log
+        self._environment = dict(environment)
+        self._command = PROCFILE[name.partition("-")[0]]
+        self._popen: subprocess.Popen[bytes] | None = None
+        self._log_offset = 0
+
+    @property
+    def pid(self) -> int:
+        assert self._popen is not None
+        return self._popen.pid
+
+    def start(self) -> None:
+        with self.log.open("ab") as log:
+            self._log_offset = log.tell()
+            self._popen = subprocess.Popen(
+                self._command,
+                shell=True,
+                cwd=ROOT,
+                env=self._environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def is_running(self) -> bool:
+        return self._popen is not None and self._popen.poll() is None
+
+    def log_since_start(self) -> str:
+        return self.log.read_bytes()[self._log_offset :].decode(errors="replace")
+
+    def signal(self, number: signal.Signals) -> None:
+        os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """As a crash of the machine would."""
+        assert self._popen is not None
+        self.signal(signal.SIGKILL)
+        self._popen.wait()
+
+    def stop(self) -> None:
+        """Let it do nothing, with everything that it holds, and wait until all its threads stand."""
+        self.signal(signal.SIGSTOP)
+        threads = Path(f"/proc/{self.pid}/task")
+        wait_until(
+            lambda: all(
+                (thread / "stat").read_text().rpartition(")")[2].split()[0] == "T" for thread in threads.iterdir()
+            ),
+            f"{self.name} stands still",
+        )
+
+    def go_on(self) -> None:
+        self.signal(signal.SIGCONT)
+
+    def terminate(self) -> None:
+        assert self._popen is not None
+        self._popen.terminate()
+
+    def wait(self) -> int:
+        assert self._popen is not None
+        return self._popen.wait(_STOP_WITHIN_S)
+
+    def end(self) -> None:
+        """Leave nothing of it behind."""
+        if self._popen is not None:
+            with ExitStack() as stack:
+                stack.callback(self._popen.wait)
+                if self.is_running():
+                    os.killpg(self.pid, signal.SIGKILL)
+
+
+@dataclass(frozen=True)
+class Links:
+    """The network between API or worker and the servers."""
+
+    api_postgres: Proxy
+    worker_postgres: Proxy
+    api_valkey: Proxy
+    worker_valkey: Proxy
+
+
+@dataclass
+class Cluster:
+    """Everything that one test may break."""
+
+    postgres: EmbeddedPostgres
+    valkey: EmbeddedValkey
+    directory: Path
+    database: Database
+    """The tests' own way to the database, past every proxy and limit."""
+    server: Database
+    """The database server's other database, for what is done to the server."""
+    environment: dict[str, str]
+    links: Links | None = None
+    processes: dict[str, Process] = field(default_factory=dict)
+    ports: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def settings(self) -> Settings:
+        return load_settings(self.environment)
+
+    def named(self, kind: str) -> list[Process]:
+        return [process for name, process in self.processes.items() if name.startswith(f"{kind}-")]
+
+    @property
+    def workers(self) -> list[Process]:
+        return self.named("worker")
+
+    def start(self, name: str, **environment: str) -> Process:
+        """Start `web-…` or `worker-…`."""
+        own = self.environment | {"PGAPPNAME": name}  # by which the database's sessions tell who they belong to
+        kind = name.partition("-")[0]
+        if kind == "web":
+            self.ports.setdefault(name, find_free_port())
+            own["PORT"] = str(self.ports[name])
+        if self.links is not None:
+            is_web = kind == "web"
+            to_postgres = self.links.api_postgres if is_web else self.links.worker_postgres
+            to_valkey = self.links.api_valkey if is_web else self.links.worker_valkey
+            own["PAYOUTS_DATABASE_URL"] = proxied_postgres_url(self.postgres.url, to_postgres)
+            own["PAYOUTS_REDIS_URL"] = proxied_valkey_url(self.valkey.url, to_valkey)
+        process = self.processes[name] = Process(name, own | environment, self.directory / f"{name}.log")
+        process.start()
+        return process
+
+    def wait_until_ready(self, *processes: Process) -> None:
+        """Wait until processes serve: all of them where none is named."""
+        awaited = processes or tuple(self.processes.values())
+        for process in awaited:
+            wait_until(lambda process=process: self._is_ready(process), f"{process.name} serves")  # type: ignore[misc]
+
+    def _is_ready(self, process: Process) -> bool:
+        assert process.is_running(), f"{process.name} ended"
+        if process.name.startswith("worker-"):
+            return re.search(r"@\S+ ready\.", process.log_since_start()) is not None
+        path = "ready" if any(worker.is_running() for worker in self.workers) else "live"
+        try:
+            url = f"http://127.0.0.1:{self.ports[process.name]}/health/{path}"
+            return httpx.get(url, timeout=5, trust_env=False).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def open_account(self, name: str = "ACME", funds_cents: int = FUNDS_CENTS) -> Account:
+        return open_account(self.database, name=name, funds_cents=funds_cents)
+
+    def redis(self) -> redis.Redis:
+        return redis.Redis.from_url(self.valkey.url, socket_timeout=5)
+
+    def wait_until_queue_is_empty(self, timeout_s: float = 20) -> None:
+        with self.redis() as client:
+            wait_until(lambda: client.llen(QUEUE) == 0, "the queue is empty", timeout_s)
+
+    def stop(self) -> None:
+        """Stop API and workers as a deployment does: asked to, each ends by itself, with its work done."""
+        running = [process for process in self.processes.values() if process.is_running()]
+        for process in running:
+            process.terminate()
+        codes = {process.name: process.wait() for process in running}
+        # After a warm shutdown uvicorn ends by the signal that it was sent.
+        assert set(codes.values()) <= {0, -signal.SIGTERM}, codes
+
+    def end(self) -> None:
+        """Leave no process behind."""
+        for process in self.processes.values():
+            process.end()
+
+    def logs(self) -> str:
+        return "".join(
+            f"== {process.name}\n{process.log.read_text(errors='replace')[-8000:]}"
+            for process in self.processes.values()
+        )
+
+
+@cache
+def _build_template() -> Path:
+    """Make the files of a migrated database once; each test starts from a copy."""
+    directory = Path(tempfile.mkdtemp(prefix="payouts-chaos-"))
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    postgres = EmbeddedPostgres(directory / "postgres")
+    try:
+        with Database(postgres.start(), transaction_timeout_s=None) as database:
+            migrate(database)
+    finally:
+        postgres.stop()
+    return postgres.data_dir
+
+
+def _template() -> Path:
+    with _building:
+        return _build_template()
+
+
+@contextmanager
+def run_cluster(
+    *,
+    webs: int = 1,
+    workers: int = 2,
+    proxied: bool = False,
+    directory: Path | None = None,
+    environments: Mapping[str, Mapping[str, str]] | None = None,
+    **settings: str,
+) -> Iterator[Cluster]:
+    """Run a system; settings as keyword arguments, further environment variables by the process's name."""
+    with ExitStack() as stack:
+        own = Path(tempfile.mkdtemp(prefix="payouts-chaos-"))
+        stack.callback(shutil.rmtree, own, ignore_errors=True)
+        data_dir = (directory or own) / "postgres"
+        subprocess.run(["cp", "-a", str(_template()), str(data_dir)], check=True)
+        postgres = EmbeddedPostgres(data_dir)
+        stack.callback(postgres.stop)
+        url = postgres.start()
+        valkey = EmbeddedValkey()
+        stack.callback(valkey.stop)
+        valkey.start()
+        links = None
+        if proxied:
+            links = Links(
+                api_postgres=stack.enter_context(proxy_postgres(url)),
+                worker_postgres=stack.enter_context(proxy_postgres(url)),
+                api_valkey=stack.enter_context(proxy_valkey(valkey.url)),
+                worker_valkey=stack.enter_context(proxy_valkey(valkey.url)),
+            )
+        database = stack.enter_context(Database(url, transaction_timeout_s=None))
+        server_url = sa.make_url(url).set(database="postgres").render_as_string(hide_password=False)
+        server = stack.enter_context(Database(server_url, transaction_timeout_s=None))
+        environment = {
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONUNBUFFERED": "1",
+            "PAYOUTS_DATABASE_URL": url,
+            "PAYOUTS_REDIS_URL": valkey.url,
+            "PAYOUTS_HASH_SECRET": HASH_SECRET,
+            **{f"PAYOUTS_{name.upper()}": value for name, value in settings.items()},
+        }
+        cluster = Cluster(postgres, valkey, own, database, server, environment, links)
+        stack.callback(cluster.end)
+        try:
+            for name in [*(f"web-{n + 1}" for n in range(webs)), *(f"worker-{n + 1}" for n in range(workers))]:
+                cluster.start(name, **(environments or {}).get(name, {}))
+            cluster.wait_until_ready()
+            yield cluster
+        except BaseException as error:
+            error.add_note(cluster.logs())
+            raise
