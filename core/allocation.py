@@ -41,6 +41,8 @@ class LockedState:
     """Keys of the given allocations that are already in the history."""
     claimed_keys: Set[tuple[UUID, UUID]] = frozenset()
     """Keys of the given allocations that were answered by another's commit before (`Claim`)."""
+    withdrawn_keys: Set[tuple[UUID, UUID]] = frozenset()
+    """Keys of the given allocations that were such replays, and were answered 500 all the same."""
     idempotency_uses: Mapping[tuple[UUID, str], IdempotencyUse] = field(default_factory=dict)
     """By (business id, idempotency key)."""
 
@@ -118,7 +120,7 @@ def _outcome(
         return Outcome.ALLOCATED
     if allocation.key in state.claimed_keys:
         return Outcome.REPLAYED
-    if state.now_us > allocation.deadline_us:
+    if allocation.key in state.withdrawn_keys or state.now_us > allocation.deadline_us:
         return Outcome.EXPIRED
     business = state.businesses.get(allocation.business_id)
     if business is None or (allocation.business_id, allocation.api_key_id) not in state.live_api_keys:

@@ -79,11 +79,10 @@ _READ_IDEMPOTENCY_USES = """
     JOIN payout_users ON payout_users.business_id = latest.business_id AND payout_users.id = payout_user_id
 """
 
-_READ_CLAIMED = """
-    SELECT business_id, id
+_READ_CLAIMS = """
+    SELECT business_id, id, withdrawn_at IS NOT NULL
     FROM unnest(%(business_ids)s::uuid[], %(ids)s::uuid[]) AS wanted (business_id, id)
     JOIN claims USING (business_id, id)
-    WHERE withdrawn_at IS NULL
 """
 
 # Credits, history and debits are made of the same rows, so that none can be written without the others.
@@ -261,8 +260,8 @@ def _lock_and_read(driver: psycopg.Connection, allocations: Sequence[Allocation]
     )
     if keyed:
         business_ids = uuid_array(each.business_id for each in keyed)
-        claimed = driver.execute(
-            _READ_CLAIMED, {"business_ids": business_ids, "ids": uuid_array(each.id for each in keyed)}
+        claims = driver.execute(
+            _READ_CLAIMS, {"business_ids": business_ids, "ids": uuid_array(each.id for each in keyed)}
         )
         uses = driver.execute(
             _READ_IDEMPOTENCY_USES,
@@ -270,12 +269,18 @@ def _lock_and_read(driver: psycopg.Connection, allocations: Sequence[Allocation]
         )
 
     now_us, live_positions, committed_positions = state.fetchall()[0]
+    claimed_keys: set[tuple[UUID, UUID]] = set()
+    withdrawn_keys: set[tuple[UUID, UUID]] = set()
+    if keyed:
+        for business_id, id_, is_withdrawn in claims:
+            (withdrawn_keys if is_withdrawn else claimed_keys).add((business_id, id_))
     return LockedState(
         now_us=now_us,
         businesses={id_: BusinessState(balance, enabled) for id_, balance, enabled in locked},
         live_api_keys={api_keys[position - 1] for position in live_positions},
         history_keys={keys[position - 1] for position in committed_positions},
-        claimed_keys=set(claimed) if keyed else set(),
+        claimed_keys=claimed_keys,
+        withdrawn_keys=withdrawn_keys,
         idempotency_uses={(business_id, key): IdempotencyUse(*use) for business_id, key, *use in uses} if keyed else {},
     )
 

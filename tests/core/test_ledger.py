@@ -312,6 +312,14 @@ def test_what_a_replay_was_answered_201_for_is_not_reversed(database: Database, 
     assert read_payout_balance(database, payer.business.id) == 999_900
 
 
+def test_a_second_copy_of_a_withdrawn_replay_pays_nothing(database: Database, payer: Account) -> None:
+    paid, again = [allocation_of(payer, idempotency_key="key") for _ in range(2)]
+    assert [allocate(database, each)[0] for each in (paid, again)] == [Outcome.ALLOCATED, Outcome.REPLAYED]
+    assert [withdraw(database, again), withdraw(database, paid)] == [False, True]
+    assert allocate(database, again) == [Outcome.EXPIRED]
+    assert read_payout_balance(database, payer.business.id) == 1_000_000
+
+
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.none() | st.integers(0, 5), max_size=12))
 def test_money_stays_moved_exactly_while_a_call_counts_on_it(database: Database, steps: list[int | None]) -> None:
