@@ -1,6 +1,9 @@
 """The Celery application: what API and workers agree on. Nothing connects when it is made."""
 
+import ssl
+
 from celery import Celery
+from kombu.transport import TRANSPORT_ALIASES
 
 from core.settings import Settings
 
@@ -10,16 +13,20 @@ RESULT_KEY_PREFIX = "celery-task-meta-"
 """Celery's own: a result is stored under this and the task id, and published on a channel of the same name."""
 RESULT_EXPIRES_S = 60
 
+# By name, because kombu decides by the name whether to use TLS.
+TRANSPORT_ALIASES.update(dict.fromkeys(("redis", "rediss"), "workers.transport:Transport"))
+
 
 def create_celery(settings: Settings) -> Celery:
     """Make the Celery application; every wait on the broker or the result store is bounded."""
     celery = Celery("payouts")
     celery.conf.update(
         broker_url=settings.broker_url,
-        broker_transport=None if settings.broker_url.startswith("amqp") else "workers.transport:Transport",
         # Delivery is at most once: the API publishes a batch again when no reply comes, and acknowledgements
         # emulated on Redis can end a worker when the broker goes away.
         broker_transport_options=_transport_options(settings) | {"ack_emulation": False},
+        broker_use_ssl=_tls_options(settings.broker_url),
+        redis_backend_use_ssl=_tls_options(settings.redis_url),
         broker_connection_timeout=settings.redis_timeout_s,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
@@ -50,6 +57,11 @@ def create_celery(settings: Settings) -> Celery:
         worker_cancel_long_running_tasks_on_connection_loss=True,
     )
     return celery
+
+
+def _tls_options(url: str) -> dict[str, object] | None:
+    """Ask for a valid certificate, unless the URL itself says otherwise (`?ssl_cert_reqs=none`)."""
+    return {"ssl_cert_reqs": ssl.CERT_REQUIRED} if url.startswith("rediss://") and "ssl_cert_reqs" not in url else None
 
 
 def _transport_options(settings: Settings) -> dict[str, object]:

@@ -1,6 +1,9 @@
 """What is no message on the queue is dropped, and the worker goes on with what comes behind it."""
 
 import json
+import socket
+import ssl
+import threading
 from typing import Any
 
 import pytest
@@ -11,21 +14,27 @@ from api.embedded import EmbeddedValkey
 from core.settings import load_settings
 from tests.servers import HASH_SECRET
 from workers.app import ALLOCATE_TASK, QUEUE, create_celery
+from workers.transport import Transport
 
 ENVELOPE = {"body": "", "content-type": "application/json", "content-encoding": "utf-8", "headers": {}}
 
 
-@pytest.fixture
-def celery(valkey: EmbeddedValkey) -> Celery:
+def celery_on(redis_url: str, broker_url: str = "") -> Celery:
     return create_celery(
         load_settings(
             {
                 "PAYOUTS_DATABASE_URL": "postgresql://nobody@127.0.0.1/nothing",
-                "PAYOUTS_REDIS_URL": valkey.url,
+                "PAYOUTS_REDIS_URL": redis_url,
+                "PAYOUTS_BROKER_URL": broker_url,
                 "PAYOUTS_HASH_SECRET": HASH_SECRET,
             }
         )
     )
+
+
+@pytest.fixture
+def celery(valkey: EmbeddedValkey) -> Celery:
+    return celery_on(valkey.url)
 
 
 @pytest.mark.parametrize(
@@ -67,3 +76,37 @@ def test_all_messages_are_published_with_one_client(celery: Celery) -> None:
         channel = connection.channel()
         with channel.conn_or_acquire() as first, channel.conn_or_acquire() as second:
             assert first is second
+
+
+@pytest.mark.parametrize("broker_url", ["redis://host", "rediss://host", "redis+socket:///run/valkey.sock"])
+def test_every_redis_url_has_this_transport(broker_url: str) -> None:
+    with celery_on("redis://host", broker_url).connection_for_read() as connection:
+        assert isinstance(connection.transport, Transport)
+
+
+def test_rediss_speaks_tls_and_sends_no_password_in_the_clear() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"rediss://:broker-password@127.0.0.1:{listener.getsockname()[1]}/0"
+        received = []
+
+        def answer() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                received.append(connection.recv(4096))
+
+        server = threading.Thread(target=answer)
+        server.start()
+        with celery_on(url).connection_for_write() as connection, pytest.raises(Exception):  # noqa: B017, PT011
+            connection.default_channel.client.ping()
+        server.join()
+    assert received[0][:1] == b"\x16"  # a TLS handshake
+    assert b"broker-password" not in received[0]
+
+
+@pytest.mark.parametrize(("query", "verification"), [("", ssl.CERT_REQUIRED), ("?ssl_cert_reqs=none", ssl.CERT_NONE)])
+def test_rediss_asks_for_a_valid_certificate_unless_the_url_says_otherwise(
+    query: str, verification: ssl.VerifyMode
+) -> None:
+    celery = celery_on(f"rediss://host/0{query}")
+    assert celery.connection_for_write().ssl["ssl_cert_reqs"] == verification
+    assert celery.backend.connparams["ssl_cert_reqs"] == verification
