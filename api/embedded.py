@@ -186,6 +186,10 @@ class EmbeddedPostgres:
             "unix_socket_directories": f'"{self._socket_dir}"',
             "port": "5432",
             "log_error_verbosity": "terse",  # the details quote rows, and rows hold e-mails
+            # The defaults are for a machine of long ago: with millions of users, most pages would be read again and
+            # again, and, after each of very many checkpoints, be written to the log as a whole.
+            "shared_buffers": f"{_shared_buffers_mib()}MB",
+            "max_wal_size": "4GB",
         }
         options = [f"--{name}={value}" for name, value in settings.items()]
         with self._log.open("ab") as log:
@@ -263,6 +267,13 @@ def _find_account() -> pwd.struct_passwd | None:
     except (OSError, subprocess.SubprocessError, KeyError):
         text = f"PostgreSQL refuses to run as root, and the account {POSTGRES_ACCOUNT} could not be created"
         raise EmbeddedServerError(text) from None
+
+
+def _shared_buffers_mib() -> int:
+    """Return a sixteenth of the machine's memory, between PostgreSQL's default and 1 GiB."""
+    import psutil
+
+    return int(min(max(psutil.virtual_memory().total // 16 // 2**20, 128), 1024))
 
 
 def _add_mode(path: Path, mode: int) -> None:

@@ -18,6 +18,7 @@ from api.cli import main
 from api.data_dir import DataDir
 from core.database import Database
 from core.ids import IdKind, format_id, new_id
+from core.revision import REQUIRED_REVISION
 from core.tables import businesses, payout_transactions, payout_users
 from tests.servers import Servers
 
@@ -136,7 +137,7 @@ def test_command_exits_2_at_wrong_usage(database_url: str) -> None:
 
 def test_migrate_prints_only_its_document(servers: Servers) -> None:
     url = servers.create(f"test_{uuid4().hex}")
-    assert start("migrate", "--json", PAYOUTS_DATABASE_URL=url).document == {"revision": "0001"}
+    assert start("migrate", "--json", PAYOUTS_DATABASE_URL=url).document == {"revision": REQUIRED_REVISION}
 
 
 @pytest.mark.parametrize("command", ["business show", "user show"])
@@ -150,8 +151,8 @@ def test_argument_that_is_not_unicode_is_refused_without_a_traceback(database_ur
 
 
 def test_migrating_twice_is_the_same_as_once(payouts: Run) -> None:
-    assert payouts("migrate").stdout == "The database is at revision 0001.\n"
-    assert payouts("migrate", "--json").document == {"revision": "0001"}
+    assert payouts("migrate").stdout == f"The database is at revision {REQUIRED_REVISION}.\n"
+    assert payouts("migrate", "--json").document == {"revision": REQUIRED_REVISION}
 
 
 @pytest.mark.parametrize("command", ["business list", "business create ACME", "verify", "user show a@b.example"])
