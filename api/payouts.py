@@ -158,12 +158,12 @@ async def _read(receive: Receive, max_bytes: int) -> bytes | None:
         message = await receive()
         if message["type"] != "http.request":
             raise HTTPException(status_code=400)  # the body broke off, and nobody is there to be told
-        part = message["body"]
+        part = message.get("body", b"")
         size += len(part)
         if size > max_bytes:
             return None
         parts.append(part)
-        if not message["more_body"]:
+        if not message.get("more_body", False):
             return parts[0] if len(parts) == 1 else b"".join(parts)
 
 

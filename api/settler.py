@@ -3,11 +3,12 @@
 import asyncio
 import logging
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from uuid import UUID
 
 from api.waiting import Pending
 from core import settlement
-from core.database import Database, describe_error
+from core.database import DATABASE_ERRORS, Database, describe_error, is_connection_error
 from core.ids import IdKind, format_id
 from core.messages import Allocation, Outcome
 
@@ -107,6 +108,22 @@ class Settler:
         return True
 
     def _look_up(self, allocations: list[Allocation]) -> settlement.Settlement:
+        """Ask for all at once; where that fails, business by business, since one row may be out of reach alone."""
+        try:
+            return self._settle_in_transaction(allocations)
+        except DATABASE_ERRORS as error:
+            business_ids = {allocation.business_id for allocation in allocations}
+            if len(business_ids) == 1 or is_connection_error(error):
+                raise
+        found = settlement.Settlement({}, set())
+        for business_id in business_ids:
+            with suppress(*DATABASE_ERRORS):
+                of_one = self._settle_in_transaction([each for each in allocations if each.business_id == business_id])
+                found.committed.update(of_one.committed)
+                found.never.update(of_one.never)
+        return found
+
+    def _settle_in_transaction(self, allocations: list[Allocation]) -> settlement.Settlement:
         with self._database.transaction() as connection:
             return settlement.settle(connection, allocations)
 

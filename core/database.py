@@ -67,7 +67,13 @@ class Database:
     """A pool of connections. Nothing connects before the first transaction."""
 
     def __init__(
-        self, url: str, *, transaction_timeout_s: float | None, connect_timeout_s: int = 2, pool_size: int = 4
+        self,
+        url: str,
+        *,
+        transaction_timeout_s: float | None,
+        row_lock_timeout_s: float | None = None,
+        connect_timeout_s: int = 2,
+        pool_size: int = 4,
     ) -> None:
         parsed = sa.make_url(url).set(drivername="postgresql+psycopg")
         # A 201 relies on a commit that is on disk.
@@ -76,6 +82,8 @@ class Database:
             options.insert(0, str(parsed.query["options"]))
         if transaction_timeout_s is not None:
             options.append(f"-c transaction_timeout={round(transaction_timeout_s * 1000)}")
+        if row_lock_timeout_s is not None:
+            options.append(f"-c lock_timeout={round(row_lock_timeout_s * 1000)}")
         self.engine = sa.create_engine(
             parsed.difference_update_query(["options"]),
             # Each statement has a snapshot of its own, taken after the locks of the one before.
@@ -101,6 +109,7 @@ class Database:
         return cls(
             settings.database_url,
             transaction_timeout_s=settings.transaction_timeout_s,
+            row_lock_timeout_s=settings.row_lock_timeout_s,
             connect_timeout_s=settings.database_connect_timeout_s,
             pool_size=settings.database_pool_size,
         )
@@ -115,8 +124,8 @@ class Database:
     def pipeline(self) -> Iterator[Connection]:
         """Give a connection as `transaction` does; what the driver itself is asked to execute is only sent.
 
-        Nobody waits for an answer before one is read, or for that of the last statement before the commit is sent:
-        PostgreSQL carries out nothing behind an error, and the first error is raised at the end.
+        Answers are waited for when one is read, and after the commit was sent: a batch waits four times in all.
+        PostgreSQL carries out nothing behind an error, and the first error is raised, at the end at the latest.
         """
         with (
             self._drop_broken_pool(),

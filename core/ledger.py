@@ -3,8 +3,9 @@
 Those of the hot path go to the driver itself, which can send several before it waits (`Database.pipeline`).
 """
 
-from collections.abc import Sequence, Set
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
+from typing import Any
 from uuid import UUID
 
 import psycopg
@@ -189,7 +190,7 @@ def allocate(connection: Connection, hash_secret: bytes, allocations: Sequence[A
     if not allocations:
         return []
     driver = driver_of(connection)
-    decision = decide(_lock_and_read(driver, allocations), allocations)
+    decision = decide(_lock_and_read(driver, allocations, with_uses=True), allocations)
     if decision.entries:
         _write(driver, hash_secret, decision.entries)
     if decision.claims:
@@ -212,7 +213,7 @@ def find_committed(connection: Connection, allocations: Sequence[Allocation]) ->
     Behind the lock no worker is in the middle of one of them: whatever is not here at a time past its
     deadline will never be.
     """
-    state = _lock_and_read(driver_of(connection), allocations)
+    state = _lock_and_read(driver_of(connection), allocations, with_uses=False)
     return Committed(state.now_us, state.history_keys, state.claimed_keys)
 
 
@@ -239,8 +240,11 @@ def withdraw(connection: Connection, allocation: Allocation) -> bool:
     return True
 
 
-def _lock_and_read(driver: psycopg.Connection, allocations: Sequence[Allocation]) -> LockedState:
-    """Lock the businesses and read all that a decision depends on; in a pipeline, in one round trip."""
+def _lock_and_read(driver: psycopg.Connection, allocations: Sequence[Allocation], *, with_uses: bool) -> LockedState:
+    """Lock the businesses and read all that a decision depends on; in a pipeline, in one round trip.
+
+    Without the uses of idempotency keys, the state tells what is committed, not what may be.
+    """
     api_keys = list({(allocation.business_id, allocation.api_key_id) for allocation in allocations})
     keys = [allocation.key for allocation in allocations]
     # Only calls with an idempotency key can be replays.
@@ -258,22 +262,24 @@ def _lock_and_read(driver: psycopg.Connection, allocations: Sequence[Allocation]
             "ids": uuid_array(id_ for _, id_ in keys),
         },
     )
+    keyed_business_ids = uuid_array(each.business_id for each in keyed)
+    claims: Iterable[tuple[UUID, UUID, bool]] = ()
+    uses: Iterable[tuple[Any, ...]] = ()
     if keyed:
-        business_ids = uuid_array(each.business_id for each in keyed)
         claims = driver.execute(
-            _READ_CLAIMS, {"business_ids": business_ids, "ids": uuid_array(each.id for each in keyed)}
+            _READ_CLAIMS, {"business_ids": keyed_business_ids, "ids": uuid_array(each.id for each in keyed)}
         )
+    if keyed and with_uses:
+        idempotency_keys = text_array(each.idempotency_key for each in keyed)
         uses = driver.execute(
-            _READ_IDEMPOTENCY_USES,
-            {"business_ids": business_ids, "idempotency_keys": text_array(each.idempotency_key for each in keyed)},
+            _READ_IDEMPOTENCY_USES, {"business_ids": keyed_business_ids, "idempotency_keys": idempotency_keys}
         )
 
     now_us, live_positions, committed_positions = state.fetchall()[0]
     claimed_keys: set[tuple[UUID, UUID]] = set()
     withdrawn_keys: set[tuple[UUID, UUID]] = set()
-    if keyed:
-        for business_id, id_, is_withdrawn in claims:
-            (withdrawn_keys if is_withdrawn else claimed_keys).add((business_id, id_))
+    for business_id, id_, is_withdrawn in claims:
+        (withdrawn_keys if is_withdrawn else claimed_keys).add((business_id, id_))
     return LockedState(
         now_us=now_us,
         businesses={id_: BusinessState(balance, enabled) for id_, balance, enabled in locked},
@@ -281,7 +287,7 @@ def _lock_and_read(driver: psycopg.Connection, allocations: Sequence[Allocation]
         history_keys={keys[position - 1] for position in committed_positions},
         claimed_keys=claimed_keys,
         withdrawn_keys=withdrawn_keys,
-        idempotency_uses={(business_id, key): IdempotencyUse(*use) for business_id, key, *use in uses} if keyed else {},
+        idempotency_uses={(business_id, key): IdempotencyUse(*use) for business_id, key, *use in uses},
     )
 
 

@@ -61,6 +61,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             description="PostgreSQL ends a longer transaction, so a stalled worker frees its rows",
         ),
     ] = 2.0
+    row_lock_timeout_s: Annotated[
+        float,
+        Meta(
+            ge=0.1,
+            le=_TIME_LIMIT_MAX_S,
+            description="longest wait for a business's row; the other businesses of its batch then go on without it",
+        ),
+    ] = 1.0
     lock_wait_s: Annotated[
         float,
         _seconds("a worker waits this long for another's Redis locks, then goes on without"),
@@ -168,6 +176,7 @@ def _broken_relations(settings: Settings) -> list[str]:
     """Check that the time limits nest: what waits must outlast what it waits for."""
     nesting = [
         ("lock_wait_s", "lock_ttl_s"),
+        ("row_lock_timeout_s", "transaction_timeout_s"),
         ("transaction_timeout_s", "lock_ttl_s"),
         ("redis_timeout_s", "lock_ttl_s"),
         ("resend_after_s", "reply_timeout_s"),

@@ -14,6 +14,8 @@ from workers.locks import BusinessLocks
 
 logger = logging.getLogger(__name__)
 
+_FAILURES_MAX = 2
+
 
 class BatchProcessor:
     """Carries batches out: one transaction for the businesses whose locks are held, then the next."""
@@ -37,17 +39,22 @@ class BatchProcessor:
         return outcomes
 
     def _allocate(self, allocations: list[Allocation]) -> list[Outcome]:
-        """Try the group, then once more on another connection or, where that did not break, business by business."""
+        """Try the group, then business by business, so that what is wrong with one does not fail the others.
+
+        Where PostgreSQL is out of reach, the rest is given up after the second failure in a row.
+        """
         outcomes, error = self._try(allocations)
         if error is None:
             return outcomes
-        if is_connection_error(error):
-            return self._try(allocations)[0]
-        outcome_by_id: dict[UUID, Outcome] = {}
-        for business_id in {allocation.business_id for allocation in allocations}:
+        outcome_by_id = dict.fromkeys((allocation.id for allocation in allocations), Outcome.FAILED)
+        failures = 0
+        for business_id in dict.fromkeys(allocation.business_id for allocation in allocations):
             own = [allocation for allocation in allocations if allocation.business_id == business_id]
-            outcomes, _ = self._try(own)
+            outcomes, error = self._try(own)
             outcome_by_id.update(zip((allocation.id for allocation in own), outcomes, strict=True))
+            failures = failures + 1 if error is not None and is_connection_error(error) else 0
+            if failures == _FAILURES_MAX:
+                break
         return [outcome_by_id[allocation.id] for allocation in allocations]
 
     def _try(self, allocations: list[Allocation]) -> tuple[list[Outcome], Exception | None]:

@@ -725,6 +725,7 @@ def hasty_system(servers: Servers, own_valkey: EmbeddedValkey) -> Iterator[Syste
         reply_timeout_s="1.2",
         settle_timeout_s="0.6",
         transaction_timeout_s="0.5",
+        row_lock_timeout_s="0.4",
         lock_wait_s="0.3",
     ) as running:
         yield running

@@ -33,7 +33,7 @@ def test_three_settings_are_enough() -> None:
     settings = load()
     assert settings.database_url == REQUIRED["PAYOUTS_DATABASE_URL"]
     assert settings.hash_secret_bytes == REQUIRED["PAYOUTS_HASH_SECRET"].encode()
-    assert (settings.batch_max, settings.in_flight_max, settings.waiting_max) == (500, 2, 10_000)
+    assert (settings.batch_max, settings.in_flight_max, settings.waiting_max) == (500, 2, 5_000)
     assert 5 <= settings.reply_timeout_s <= 8
 
 

@@ -279,6 +279,7 @@ def test_message_that_celery_cannot_unpack_does_not_end_the_worker(servers: Serv
         "resend_after_s": "0.3",
         "lock_wait_s": "0.3",
         "transaction_timeout_s": "0.5",
+        "row_lock_timeout_s": "0.4",
         "settle_timeout_s": "0.6",
     }
     with run_system(Servers(servers.postgres_url, valkey.url), reply_timeout_s="2", **patience) as own:
@@ -306,3 +307,23 @@ def test_stale_batch_on_the_real_queue_pays_nothing(
 def client_of_system(system: System) -> Iterator[httpx.Client]:
     with system.client() as opened:
         yield opened
+
+
+# A business whose row is out of reach.
+
+
+def test_a_row_that_somebody_holds_fails_its_own_business_alone(
+    database: Database, database_url: str, client: redis.Redis
+) -> None:
+    held, free = open_account(database), open_account(database)
+    with Database(database_url, transaction_timeout_s=2, row_lock_timeout_s=0.2) as impatient:
+        processor = BatchProcessor(impatient, BusinessLocks(client, ttl_s=60, wait_s=60), SECRET)
+        with database.transaction() as connection:
+            businesses.lock_business(connection, held.business.id)
+            assert processor.process([ask(held), ask(free), ask(held)]) == [
+                Outcome.FAILED,
+                Outcome.ALLOCATED,
+                Outcome.FAILED,
+            ]
+        assert processor.process([ask(held)]) == [Outcome.ALLOCATED]
+    assert verify_books(database).balanced
