@@ -1,5 +1,6 @@
 """PostgreSQL: the engine, and the one place that commits."""
 
+import select
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
@@ -61,6 +62,23 @@ def driver_of(connection: Connection) -> psycopg.Connection:
     driver = connection.connection.driver_connection
     assert isinstance(driver, psycopg.Connection)  # noqa: S101 (the dialect is psycopg's)
     return driver
+
+
+def send_all(driver: psycopg.Connection) -> None:
+    """Send what a pipeline has queued, until there is room for more.
+
+    psycopg waits for answers even where a part of a statement that is larger than the socket's buffer is unsent
+    (3.3.9): then PostgreSQL waits for the rest, for ever.
+    """
+    poll = select.poll()
+    poll.register(driver.pgconn.socket, select.POLLIN | select.POLLOUT)
+    is_unsent = True
+    while is_unsent:
+        is_unsent = driver.pgconn.flush() != 0
+        for _, events in poll.poll():
+            if events & ~select.POLLOUT:
+                driver.pgconn.consume_input()
+            is_unsent |= not events & select.POLLOUT
 
 
 class Database:

@@ -15,7 +15,7 @@ from sqlalchemy import Connection
 from core.allocation import BusinessState, Claim, Entry, IdempotencyUse, LockedState, decide
 from core.arrays import integer_array, text_array, uuid_array
 from core.credentials import digest_of, payout_hash
-from core.database import driver_of
+from core.database import driver_of, send_all
 from core.ids import new_id
 from core.messages import Allocation, Outcome
 
@@ -45,7 +45,7 @@ _READ_STATE = """
             WHERE EXISTS (
                 SELECT FROM api_keys
                 WHERE api_keys.business_id = wanted.business_id AND api_keys.id = wanted.id
-                    AND kind = 'secret' AND revoked_at IS NULL
+                    AND kind = 'secret' AND (revoked_at IS NULL OR revoked_at > clock_timestamp())
                 OFFSET 0
             )
         ),
@@ -195,6 +195,7 @@ def allocate(connection: Connection, hash_secret: bytes, allocations: Sequence[A
         _write(driver, hash_secret, decision.entries)
     if decision.claims:
         _write_claims(driver, decision.claims)
+    send_all(driver)
     return decision.outcomes
 
 
@@ -274,6 +275,8 @@ def _lock_and_read(driver: psycopg.Connection, allocations: Sequence[Allocation]
         uses = driver.execute(
             _READ_IDEMPOTENCY_USES, {"business_ids": keyed_business_ids, "idempotency_keys": idempotency_keys}
         )
+
+    send_all(driver)
 
     now_us, live_positions, committed_positions = state.fetchall()[0]
     claimed_keys: set[tuple[UUID, UUID]] = set()

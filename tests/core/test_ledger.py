@@ -444,3 +444,15 @@ def test_copies_of_one_batch_at_once_pay_once(shared_database: Database) -> None
     assert written == keys_of(batch)
     assert all(read_payout_balance(shared_database, each.business.id) == 999_985 for each in payers)
     assert verify_books(shared_database).balanced
+
+
+def test_batch_larger_than_the_sockets_buffer_is_carried_out(database: Database) -> None:
+    # More than half a megabyte in each direction of the pipeline; without care for what is unsent, it never ends.
+    payer = open_account(database)
+    email = f"{'e' * 60}@{'d' * 60}.example"
+    for first in range(0, 10_000, 2_500):
+        batch = [
+            allocation_of(payer, email, 1, idempotency_key=f"{number:0>250}") for number in range(first, first + 2_500)
+        ]
+        assert set(allocate(database, *batch)) == {Outcome.ALLOCATED}
+    assert verify_books(database).balanced
