@@ -2,10 +2,11 @@
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -21,17 +22,25 @@ from core import api_keys, businesses, payout_users
 from core.api_keys import ApiKey
 from core.businesses import Business, BusinessError
 from core.credentials import KeyKind
-from core.database import Database, describe_error
+from core.database import Database, describe_error, read_clock_us
 from core.errors import UserError
 from core.ids import IdKind, format_id, parse_id
 from core.money import BALANCE_MAX_CENTS, format_dollars
-from core.payout_users import PayoutUser
+from core.payout_users import PayoutUser, UserStatus
 from core.schema import migrate as run_migrations
 from core.settings import check_database_url, variable_name
 from core.verification import verify as run_verification
 
 Document = dict[str, Any] | list[dict[str, Any]]
 _DATABASE_URL = variable_name("database_url")
+_DURATION = re.compile(r"([0-9]{1,7})([smhd])\Z")
+_DURATION_UNITS = {
+    "s": timedelta(seconds=1),
+    "m": timedelta(minutes=1),
+    "h": timedelta(hours=1),
+    "d": timedelta(days=1),
+}
+_GRACE_MAX = timedelta(days=365)
 
 
 class DatabaseCommandError(UserError):
@@ -125,16 +134,19 @@ def business() -> None:
 @click.option("--enable-payouts", is_flag=True, help="Switch payouts on at once.")
 @_admin_options
 def business_create(name: str, funds: int, enable_payouts: bool, *, database: Database, as_json: bool) -> None:
-    """Create a business with a secret and a public key, which are shown this once."""
+    """Create a business and its test twin, with a secret and a public key each, which are shown this once."""
     with database.transaction() as connection:
         created = businesses.create_business(connection, name, payouts_enabled=enable_payouts)
         if funds:
             created = businesses.fund_business(connection, created.id, funds)
-        _, secret_key = api_keys.create_api_key(connection, created.id, KeyKind.SECRET)
-        _, public_key = api_keys.create_api_key(connection, created.id, KeyKind.PUBLIC)
-    keys = {"secret_key": secret_key, "public_key": public_key}
-    lines = [*_describe_business(created), f"  secret key       {secret_key}  (shown only now)"]
-    lines.append(f"  public key       {public_key}")
+        keys = {
+            f"{prefix}{kind}_key": api_keys.create_api_key(connection, owner_id, kind)[1]
+            for prefix, owner_id in (("", created.id), ("test_", created.twin_id))
+            for kind in KeyKind
+        }
+    lines = [*_describe_business(created)]
+    lines += [f"  {name.replace('_', ' '):<16} {key}" for name, key in keys.items()]
+    lines.append("The keys are shown only now. Those for tests move play money, of a business of their own.")
     _print(_business_document(created) | keys, lines, as_json=as_json)
 
 
@@ -221,13 +233,16 @@ def key() -> None:
 @click.argument("business_ref", metavar="BUSINESS")
 @click.option("--test", "is_test", is_flag=True, help="A key for the business's test twin.")
 @click.option("--public", "is_public", is_flag=True, help="A public key in place of a secret one.")
+@click.option("--name", default="", help="What the key is for.")
 @_admin_options
-def key_create(business_ref: str, is_test: bool, is_public: bool, *, database: Database, as_json: bool) -> None:
+def key_create(
+    business_ref: str, is_test: bool, is_public: bool, name: str, *, database: Database, as_json: bool
+) -> None:
     """Create an API key, which is shown this once."""
     kind = KeyKind.PUBLIC if is_public else KeyKind.SECRET
     with database.transaction() as connection:
         owner = _find_business(connection, business_ref)
-        created, text = api_keys.create_api_key(connection, owner.twin_id if is_test else owner.id, kind)
+        created, text = api_keys.create_api_key(connection, owner.twin_id if is_test else owner.id, kind, name)
     document = _api_key_document(created) | {f"{kind}_key": text}
     _print(document, [f"{format_id(IdKind.API_KEY, created.id)}  {text}  (shown only now)"], as_json=as_json)
 
@@ -239,12 +254,20 @@ def key_list(business_ref: str, *, database: Database, as_json: bool) -> None:
     """List a business's API keys, those of its test twin and revoked ones too."""
     with database.transaction() as connection:
         found = api_keys.list_api_keys(connection, _find_business(connection, business_ref).id)
+        now = datetime.fromtimestamp(read_clock_us(connection) / 1_000_000, UTC)
     lines = [
-        f"{format_id(IdKind.API_KEY, each.id)}  {each.mode}  {each.kind}  …{each.last4}  "
-        f"{'revoked ' + _time(each.revoked_at) if each.revoked_at else 'live since ' + _time(each.created_at)}"
+        f"{format_id(IdKind.API_KEY, each.id)}  {each.mode}  {each.kind}  …{each.last4}  {_describe_life(each, now)}"
+        f"{'  ' + each.name if each.name else ''}"
         for each in found
     ]
     _print([_api_key_document(each) for each in found], lines, as_json=as_json)
+
+
+def _describe_life(each: ApiKey, now: datetime) -> str:
+    used = f"last used {_time(each.last_used_at)}" if each.last_used_at else "never used"
+    if each.revoked_at is None:
+        return f"live since {_time(each.created_at)}, {used}"
+    return f"{'revoked' if each.revoked_at <= now else 'works until'} {_time(each.revoked_at)}, {used}"
 
 
 @key.command("revoke")
@@ -252,18 +275,51 @@ def key_list(business_ref: str, *, database: Database, as_json: bool) -> None:
 @_admin_options
 def key_revoke(key_id: str, *, database: Database, as_json: bool) -> None:
     """Revoke an API key: it moves no money from now on."""
+    with database.transaction() as connection:
+        revoked = api_keys.revoke_api_key(connection, _parse_key_id(key_id))
+    _print(_api_key_document(revoked), [f"{key_id} is revoked."], as_json=as_json)
+
+
+@key.command("roll")
+@click.argument("key_id", metavar="KEY_ID")
+@click.option(
+    "--grace",
+    default="0s",
+    metavar="DURATION",
+    callback=lambda _context, _option, text: _parse_duration(text),
+    help="How much longer the old key works, such as 90s, 30m, 24h or 7d. Without it, it ends at once.",
+)
+@_admin_options
+def key_roll(key_id: str, grace: timedelta, *, database: Database, as_json: bool) -> None:
+    """Replace an API key by a new one with the same kind and name, which is shown this once."""
+    with database.transaction() as connection:
+        created, text, old = api_keys.roll_api_key(connection, _parse_key_id(key_id), grace=grace)
+    document = _api_key_document(created) | {f"{created.kind}_key": text, "replaces": _api_key_document(old)}
+    end = f"works until {_time(old.revoked_at)}" if grace and old.revoked_at else "is revoked"
+    lines = [f"{format_id(IdKind.API_KEY, created.id)}  {text}  (shown only now)", f"{key_id} {end}."]
+    _print(document, lines, as_json=as_json)
+
+
+def _parse_key_id(key_id: str) -> UUID:
     id_ = parse_id(IdKind.API_KEY, key_id)
     if id_ is None:
         text = "A key is named by its id, such as `payouts key list` shows it: key_…"
         raise BusinessError(text)
-    with database.transaction() as connection:
-        revoked = api_keys.revoke_api_key(connection, id_)
-    _print(_api_key_document(revoked), [f"{key_id} is revoked."], as_json=as_json)
+    return id_
+
+
+def _parse_duration(text: str) -> timedelta:
+    match = _DURATION.match(text)
+    duration = int(match[1]) * _DURATION_UNITS[match[2]] if match else None
+    if duration is None or duration > _GRACE_MAX:
+        error = f"{text!r} is not a duration from 0s to {_GRACE_MAX.days}d, such as 90s, 30m, 24h or 7d."
+        raise click.BadParameter(error)
+    return duration
 
 
 @click.group()
 def user() -> None:
-    """See payout users."""
+    """See, activate and deactivate payout users."""
 
 
 @user.command("show")
@@ -271,13 +327,43 @@ def user() -> None:
 @_admin_options
 def user_show(words: tuple[str, ...], *, database: Database, as_json: bool) -> None:
     """Show a payout user by e-mail, in any spelling; name the business where several have such a user."""
+    with database.transaction() as connection:
+        _print_user(_find_user(connection, words), as_json=as_json)
+
+
+@user.command("activate")
+@click.argument("words", metavar="[BUSINESS] EMAIL", nargs=-1, required=True)
+@_admin_options
+def user_activate(words: tuple[str, ...], *, database: Database, as_json: bool) -> None:
+    """Let a payout user's hash in again."""
+    _set_user_status(words, UserStatus.ACTIVE, database, as_json=as_json)
+
+
+@user.command("deactivate")
+@click.argument("words", metavar="[BUSINESS] EMAIL", nargs=-1, required=True)
+@_admin_options
+def user_deactivate(words: tuple[str, ...], *, database: Database, as_json: bool) -> None:
+    """Lock a payout user's hash out. Allocations to the user go on, and the money waits."""
+    _set_user_status(words, UserStatus.INACTIVE, database, as_json=as_json)
+
+
+def _set_user_status(words: tuple[str, ...], status: UserStatus, database: Database, *, as_json: bool) -> None:
+    with database.transaction() as connection:
+        found = _find_user(connection, words)
+        changed = payout_users.set_status(connection, found.business_id, found.id, status)
+        _print_user(changed or found, as_json=as_json)
+
+
+def _find_user(connection: Connection, words: tuple[str, ...]) -> PayoutUser:
     *business_ref, email = words
     if len(business_ref) > 1:
-        text = "Expected: payouts user show [BUSINESS] EMAIL"
+        text = "Expected: [BUSINESS] EMAIL"
         raise BusinessError(text)
-    with database.transaction() as connection:
-        business_id = _find_business(connection, business_ref[0]).id if business_ref else None
-        found = payout_users.find_payout_user(connection, business_id, email)
+    business_id = _find_business(connection, business_ref[0]).id if business_ref else None
+    return payout_users.find_payout_user(connection, business_id, email)
+
+
+def _print_user(found: PayoutUser, *, as_json: bool) -> None:
     lines = [
         f"{format_id(IdKind.PAYOUT_USER, found.id)}  {found.email}",
         f"  balance          {format_dollars(found.balance)}",
@@ -333,7 +419,9 @@ def _api_key_document(each: ApiKey) -> dict[str, Any]:
         "mode": each.mode,
         "kind": each.kind,
         "last4": each.last4,
+        "name": each.name,
         "created_at": _time(each.created_at),
+        "last_used_at": _time(each.last_used_at) if each.last_used_at else None,
         "revoked_at": _time(each.revoked_at) if each.revoked_at else None,
     }
 

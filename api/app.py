@@ -7,23 +7,28 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from litestar import Litestar, Request, Response, Router
-from litestar.exceptions import HTTPException, NotFoundException
-from litestar.openapi import OpenAPIConfig
-from litestar.openapi.plugins import JsonRenderPlugin
-from litestar.openapi.spec import Components, SecurityScheme
+from litestar import Litestar, Request, Response
+from litestar.exceptions import HTTPException
 from redis.asyncio import Redis
 
 from api import payouts, responses
 from api.authentication import Authenticator
+from api.balance import balance_route
+from api.calls import BusinessCalls, DatabaseThreads
 from api.clock import DatabaseClock
 from api.dispatcher import Dispatcher
 from api.health import health_routes
+from api.lists import Lists
+from api.openapi import openapi_route
+from api.payout_hash import payout_hash_routes
+from api.payout_users import payout_user_routes
 from api.publisher import Publisher, make_instance_prefix
+from api.rate_limit import RateLimiter, add_rate_limit
 from api.replies import Replies
 from api.request_id import add_request_id
 from api.responses import Refusal
 from api.settler import Settler
+from api.transactions import transaction_routes
 from core.database import Database, describe_error
 from core.errors import UserError
 from core.garbage import spare_what_stays
@@ -36,7 +41,6 @@ logger = logging.getLogger(__name__)
 
 _SWITCH_INTERVAL_S = 0.0002
 _CANCEL_AGAIN_AFTER_S = 0.2
-_SCHEMA_PATH = "/schema"
 _REFUSAL_BY_STATUS = {
     refusal.status_code: refusal
     for refusal in (
@@ -68,6 +72,10 @@ def create_app(settings: Settings) -> Litestar:
     )
     replies = Replies(redis, prefix)
     authenticator = Authenticator(database, timeout_s=settings.settle_timeout_s)
+    limiter = RateLimiter(settings)
+    threads = DatabaseThreads(database, timeout_s=settings.settle_timeout_s)
+    calls = BusinessCalls(authenticator, limiter, threads)
+    lists = Lists(calls)
     settler = Settler(database, timeout_s=settings.settle_timeout_s)
     dispatcher = Dispatcher(settings, clock, publisher, replies, settler)
 
@@ -75,13 +83,16 @@ def create_app(settings: Settings) -> Litestar:
     async def lifespan(_: Litestar) -> AsyncIterator[None]:
         await asyncio.to_thread(clock.measure)
         spare_what_stays()
-        background = [asyncio.create_task(work) for work in (replies.listen(), clock.keep_fresh(), dispatcher.sweep())]
+        endless = (replies.listen(), clock.keep_fresh(), dispatcher.sweep(), authenticator.keep_uses_written())
+        background = [asyncio.create_task(work) for work in endless]
         try:
             yield
         finally:
             await dispatcher.close(settings.reply_timeout_s + settings.settle_timeout_s)
             await _cancel(background)
+            await asyncio.to_thread(authenticator.write_uses)
             settler.close()
+            threads.close()
             publisher.close()
             authenticator.close()
             await redis.aclose()
@@ -90,33 +101,29 @@ def create_app(settings: Settings) -> Litestar:
     create_payout = payouts.create_payout_route(
         database,
         authenticator,
+        limiter,
         dispatcher,
         hash_secret=settings.hash_secret_bytes,
         body_max_bytes=settings.request_body_max_bytes,
         look_up_timeout_s=settings.settle_timeout_s,
     )
-    app = Litestar(
-        [create_payout, *health_routes(database, replies, dispatcher)],
+    return Litestar(
+        [
+            create_payout,
+            balance_route(calls),
+            *payout_hash_routes(threads),
+            *payout_user_routes(calls, lists),
+            *transaction_routes(calls, lists),
+            *health_routes(database, replies, dispatcher),
+            openapi_route(),
+        ],
         lifespan=[lifespan],
-        before_send=[add_request_id],
+        before_send=[add_request_id, add_rate_limit],
         exception_handlers={HTTPException: _answer_http_exception, Exception: _answer_unexpected},
         logging_config=None,
-        openapi_config=OpenAPIConfig(
-            title="Payouts",
-            version="1",
-            openapi_router=Router(
-                _SCHEMA_PATH, route_handlers=[], include_in_schema=False, before_request=_refuse_other_documents
-            ),
-            render_plugins=[JsonRenderPlugin()],
-            components=Components(
-                security_schemes={
-                    "apiKey": SecurityScheme(type="http", scheme="bearer", description="A secret API key, `sk_…`")
-                }
-            ),
-        ),
+        openapi_config=None,
+        request_max_body_size=settings.request_body_max_bytes,
     )
-    app.openapi_schema.paths = {payouts.PATH: payouts.document_create_payout(), **(app.openapi_schema.paths or {})}
-    return app
 
 
 async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
@@ -126,19 +133,6 @@ async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
         for task in unfinished:
             task.cancel()
         _, unfinished = await asyncio.wait(unfinished, timeout=_CANCEL_AGAIN_AFTER_S)
-
-
-def _refuse_other_documents(request: Request[Any, Any, Any]) -> None:
-    """Answer 404 as everywhere else; Litestar's own answer below the schema path is a page of HTML."""
-    if _is_other_document(request.url.path):
-        raise NotFoundException
-
-
-def _is_other_document(path: str) -> bool:
-    return path.startswith(f"{_SCHEMA_PATH}/") and path.rstrip("/") not in {
-        _SCHEMA_PATH,
-        f"{_SCHEMA_PATH}/openapi.json",
-    }
 
 
 def create_app_from_environment() -> Litestar:
@@ -159,11 +153,10 @@ def create_app_from_environment() -> Litestar:
     return create_app(settings)
 
 
-def _answer_http_exception(request: Request[Any, Any, Any], error: HTTPException) -> Response[Any]:
-    status_code = 404 if _is_other_document(request.url.path) else error.status_code
-    refusal = _REFUSAL_BY_STATUS.get(status_code)
+def _answer_http_exception(_: Request[Any, Any, Any], error: HTTPException) -> Response[Any]:
+    refusal = _REFUSAL_BY_STATUS.get(error.status_code)
     if refusal is None:
-        refusal = Refusal(status_code, "Bad request") if status_code < 500 else responses.INTERNAL_ERROR
+        refusal = Refusal(error.status_code, "Bad request") if error.status_code < 500 else responses.INTERNAL_ERROR
     response = refusal.response()
     if allow := (error.headers or {}).get("allow"):
         response.headers["Allow"] = allow

@@ -1,13 +1,18 @@
 """Who calls: from an `Authorization` header to a business and one of its secret keys."""
 
 import asyncio
+import logging
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from uuid import UUID
 
-from core.api_keys import find_secret_keys
+from core.api_keys import find_secret_keys, write_last_used
 from core.credentials import digest_of, looks_like_secret_key
-from core.database import Database
+from core.database import Database, describe_error
+
+logger = logging.getLogger(__name__)
+
+WRITE_USES_EVERY_S = 10.0
 
 _CACHE_MAX = 10_000
 _LOOK_UP_MAX = 1_000
@@ -36,6 +41,7 @@ class Authenticator:
         self._known: dict[bytes, Identity] = {}
         self._asked: dict[bytes, asyncio.Future[Identity | None]] = {}
         self._look_ups: asyncio.Task[None] | None = None
+        self._used: set[bytes] = set()
 
     async def identify(self, authorization: str) -> Identity | None:
         """Return who sent this `Authorization` header; None where it names no secret key that is live.
@@ -52,7 +58,28 @@ class Authenticator:
         identity = self._known.get(digest)
         if identity is None:
             identity = await asyncio.wait_for(asyncio.shield(self._ask(digest)), self._timeout_s)
+        if identity is not None:
+            self._used.add(digest)
         return identity
+
+    async def keep_uses_written(self) -> None:
+        """Write every few seconds which keys were used, for ever: nobody's call waits for it."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(WRITE_USES_EVERY_S)
+            await loop.run_in_executor(self._executor, self.write_uses)
+
+    def write_uses(self) -> None:
+        """Write which keys were used since the last time; without the database, the next time."""
+        used, self._used = self._used, set()
+        if not used:
+            return
+        try:
+            with self._database.transaction() as connection:
+                write_last_used(connection, sorted(used))
+        except Exception as error:  # noqa: BLE001 (it would end the background task)
+            logger.warning("the use of %d API keys could not be written: %s", len(used), describe_error(error))
+            self._used |= used
 
     def close(self) -> None:
         """Let go of the thread."""

@@ -8,29 +8,19 @@ from litestar import asgi
 from litestar.enums import ScopeType
 from litestar.exceptions import HTTPException
 from litestar.handlers import ASGIRouteHandler
-from litestar.openapi.spec import (
-    OpenAPIMediaType,
-    OpenAPIType,
-    Operation,
-    Parameter,
-    PathItem,
-    RequestBody,
-    Schema,
-)
 from litestar.types import Receive, Scope, Send
 
 from api import responses
 from api.authentication import Authenticator, Identity
 from api.dispatcher import Dispatcher, TooManyWaitingError
+from api.rate_limit import RateLimiter
 from api.responses import HEADERS_BY_SUCCESS, REFUSAL_BY_OUTCOME, Refusal
-from api.validation import AMOUNT_MIN, EMAIL_FORMAT, NotAnObject, PayoutRequest, parse_payout_request
+from api.validation import NotAnObject, PayoutRequest, parse_payout_request
 from core.api_keys import find_standing
 from core.credentials import payout_hash
 from core.database import Database
-from core.emails import EMAIL_MAX_CHARACTERS
 from core.ids import new_id
 from core.messages import Allocation
-from core.money import ALLOCATION_MAX_CENTS
 
 PATH = "/payout/create"
 _IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}\Z")
@@ -39,6 +29,7 @@ _IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}\Z")
 def create_payout_route(
     database: Database,
     authenticator: Authenticator,
+    limiter: RateLimiter,
     dispatcher: Dispatcher,
     *,
     hash_secret: bytes,
@@ -56,6 +47,8 @@ def create_payout_route(
         identity = await authenticator.identify(headers.get(b"authorization", b"").decode("latin-1"))
         if identity is None:
             return await responses.UNAUTHORIZED.send(send)
+        if (refusal := await limiter.take(identity.api_key_id, scope)) is not None:
+            return await refusal.send(send)
         body = await _read(receive, body_max_bytes)
         if body is None:
             return await responses.BODY_TOO_LARGE.send(send)
@@ -95,51 +88,6 @@ def create_payout_route(
         return await responses.send_json(send, 201, {"hash": hash_}, HEADERS_BY_SUCCESS[outcome])
 
     return create_payout
-
-
-def document_create_payout() -> PathItem:
-    """Describe the endpoint for OpenAPI, which Litestar cannot do for an ASGI handler."""
-    email = Schema(type=OpenAPIType.STRING, max_length=EMAIL_MAX_CHARACTERS, examples=["user@example.com"])
-    amount = Schema(
-        type=OpenAPIType.INTEGER,
-        minimum=1,
-        maximum=ALLOCATION_MAX_CENTS,
-        description="cents",
-        examples=[10000],
-    )
-    body = Schema(
-        type=OpenAPIType.OBJECT,
-        properties={"email": email, "amount": amount},
-        required=["email", "amount"],
-    )
-    key = Schema(type=OpenAPIType.STRING, min_length=1, max_length=255, pattern="^[\\x21-\\x7e]+$")
-    return PathItem(
-        post=Operation(
-            operation_id="createPayout",
-            summary="Create or update a payout user and allocate balance",
-            tags=["Payouts"],
-            security=[{"apiKey": []}],
-            parameters=[
-                Parameter(
-                    name="Idempotency-Key",
-                    param_in="header",
-                    required=False,
-                    schema=key,
-                    description="With the same key, e-mail and amount, the call pays once.",
-                )
-            ],
-            request_body=RequestBody(content={"application/json": OpenAPIMediaType(schema=body)}, required=True),
-            responses=responses.document(
-                responses.NOT_AN_OBJECT,
-                responses.IDEMPOTENCY_KEY_MALFORMED,
-                *REFUSAL_BY_OUTCOME.values(),
-                responses.BODY_TOO_LARGE,
-                responses.TOO_MANY_REQUESTS,
-                success={201: {"hash": "5f" * 32}},
-                field_errors={"email": [EMAIL_FORMAT], "amount": [AMOUNT_MIN]},
-            ),
-        )
-    )
 
 
 def _first_of_each(headers: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:

@@ -6,10 +6,12 @@ from typing import Any
 
 import msgspec
 from litestar import MediaType, Response
-from litestar.openapi.spec import Example, OpenAPIMediaType, OpenAPIResponse, OpenAPIType, Reference, Schema
 from litestar.types import Send
 
+from api.validation import FieldErrors
 from core.messages import Outcome
+
+AnyResponse = Response[Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,11 @@ class Refusal:
         await send_json(send, self.status_code, {"error": self.error}, headers)
 
 
+Answer = msgspec.Struct | FieldErrors | Refusal
+"""What a call comes to: a document, errors by field, or a refusal."""
+
 UNAUTHORIZED = Refusal(401, "Unauthorized", {"WWW-Authenticate": "Bearer"})
+HASH_UNAUTHORIZED = Refusal(401, "Unauthorized", {"WWW-Authenticate": "PayoutHash"})
 PAYOUTS_DISABLED = Refusal(403, "Payouts are currently disabled. Please enable them in Settings.")
 NOT_AN_OBJECT = Refusal(400, "The request body must be a JSON object.")
 IDEMPOTENCY_KEY_MALFORMED = Refusal(400, "Idempotency-Key must be 1 to 255 visible ASCII characters")
@@ -81,27 +87,14 @@ async def send_json(send: Send, status_code: int, body: object, headers: Iterabl
     await send({"type": "http.response.body", "body": content, "more_body": False})
 
 
-def document(
-    *refusals: Refusal, success: dict[int, dict[str, Any]], field_errors: dict[str, list[str]]
-) -> dict[str, OpenAPIResponse | Reference]:
-    """Describe an operation's responses for OpenAPI: one entry for each status, with every text as an example."""
-    examples: dict[int, list[Example]] = {
-        status_code: [Example(summary="Success", value=body)] for status_code, body in success.items()
-    }
-    for refusal in refusals:
-        examples.setdefault(refusal.status_code, []).append(
-            Example(summary=refusal.error, value={"error": refusal.error})
-        )
-    examples.setdefault(400, []).append(Example(summary="Field errors", value=field_errors))
-    return {
-        str(status_code): OpenAPIResponse(
-            description=" / ".join(str(example.summary) for example in texts),
-            content={
-                "application/json": OpenAPIMediaType(
-                    schema=Schema(type=OpenAPIType.OBJECT),
-                    examples={str(number): example for number, example in enumerate(texts, 1)},
-                )
-            },
-        )
-        for status_code, texts in sorted(examples.items())
-    }
+def respond(answer: Answer) -> AnyResponse:
+    """Make the response of a handler of Litestar's: 200 with a document, or an error."""
+    if isinstance(answer, Refusal):
+        return answer.response()
+    is_document = isinstance(answer, msgspec.Struct)
+    return Response(
+        msgspec.json.encode(answer),
+        status_code=200 if is_document else 400,
+        headers={"Cache-Control": "no-store"},
+        media_type=MediaType.JSON,
+    )

@@ -53,17 +53,28 @@ def parse_payout_request(body: bytes) -> PayoutRequest | FieldErrors | NotAnObje
     return request if email == request.email else PayoutRequest(email, request.amount)
 
 
-def _parse_slowly(body: bytes) -> PayoutRequest | FieldErrors | NotAnObject:
-    """Decode without expectations, and collect what every rule has to say."""
+def parse_object(body: bytes) -> dict[str, Any] | NotAnObject:
+    """Decode a JSON object without expectations. Its numbers are decimals, which are exact."""
     try:
-        # Decimals keep `1e400` and 400 digits what they are; floats would not.
+        # Floats would not keep `1e400` and 400 digits what they are.
         fields = json.loads(
             body.decode(), parse_int=_parse_number, parse_float=_parse_number, parse_constant=_refuse_constant
         )
     except (ValueError, RecursionError):
         return NotAnObject()
-    if not isinstance(fields, dict):
-        return NotAnObject()
+    return fields if isinstance(fields, dict) else NotAnObject()
+
+
+def is_missing(value: Any) -> bool:
+    """Tell whether a field counts as not sent: absent, null, or nothing but white space."""
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
+def _parse_slowly(body: bytes) -> PayoutRequest | FieldErrors | NotAnObject:
+    """Collect what every rule has to say."""
+    fields = parse_object(body)
+    if isinstance(fields, NotAnObject):
+        return fields
     email, email_errors = _check_email(fields.get("email"))
     amount, amount_errors = _check_amount(fields.get("amount"))
     errors = {"email": email_errors, "amount": amount_errors}
@@ -72,7 +83,7 @@ def _parse_slowly(body: bytes) -> PayoutRequest | FieldErrors | NotAnObject:
 
 
 def _check_email(value: Any) -> tuple[str, list[str]]:
-    if _is_missing(value):
+    if is_missing(value):
         return "", [EMAIL_REQUIRED]
     if not isinstance(value, str):
         return "", [EMAIL_STRING, EMAIL_FORMAT]
@@ -85,7 +96,7 @@ def _check_email(value: Any) -> tuple[str, list[str]]:
 
 
 def _check_amount(value: Any) -> tuple[int, list[str]]:
-    if _is_missing(value):
+    if is_missing(value):
         return 0, [AMOUNT_REQUIRED]
     if not isinstance(value, Decimal):
         return 0, [AMOUNT_INTEGER]
@@ -95,10 +106,6 @@ def _check_amount(value: Any) -> tuple[int, list[str]]:
     if value > ALLOCATION_MAX_CENTS:
         errors.append(AMOUNT_MAX)
     return 0 if errors else int(value), errors
-
-
-def _is_missing(value: Any) -> bool:
-    return value is None or (isinstance(value, str) and not value.strip())
 
 
 def _parse_number(literal: str) -> Decimal:

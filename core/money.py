@@ -12,3 +12,10 @@ def format_dollars(cents: int) -> str:
     sign = "-" if cents < 0 else ""
     dollars, rest = divmod(abs(cents), 100)
     return f"{sign}${dollars:,}.{rest:02d}"
+
+
+def format_decimal(cents: int) -> str:
+    """Write cents for programs that count in dollars: 1234567 is `12345.67`."""
+    sign = "-" if cents < 0 else ""
+    dollars, rest = divmod(abs(cents), 100)
+    return f"{sign}{dollars}.{rest:02d}"

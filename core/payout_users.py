@@ -1,7 +1,8 @@
-"""Payout users, as administrators see them. Each function runs inside the caller's transaction."""
+"""Payout users, as their business and they themselves see them. Each function runs inside the caller's transaction."""
 
 from dataclasses import dataclass
 from datetime import datetime
+from enum import StrEnum
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -17,6 +18,13 @@ class PayoutUserError(UserError):
     """A payout user cannot be named like this."""
 
 
+class UserStatus(StrEnum):
+    """An inactive user's hash is refused; allocations to the user go on, and the money waits."""
+
+    ACTIVE = "active"
+    INACTIVE = "inactive"
+
+
 @dataclass(frozen=True, slots=True)
 class PayoutUser:
     """A payout user; balance in cents."""
@@ -25,7 +33,7 @@ class PayoutUser:
     business_id: UUID
     email: str
     balance: int
-    status: str
+    status: UserStatus
     created_at: datetime
     updated_at: datetime
 
@@ -47,13 +55,53 @@ def find_payout_user(connection: Connection, business_id: UUID | None, email: st
     if len(rows) != 1:
         text = "Several businesses have a payout user with this e-mail; name the business."
         raise PayoutUserError(text if rows else "There is no payout user with this e-mail.")
-    (row,) = rows
-    return PayoutUser(
-        id=row.id,
-        business_id=row.business_id,
-        email=row.email,
-        balance=row.balance,
-        status=row.status,
-        created_at=row.created_at,
-        updated_at=row.updated_at,
+    return _payout_user(rows[0])
+
+
+def list_payout_users(
+    connection: Connection, business_id: UUID, *, email: str | None = None, limit: int, behind: UUID | None = None
+) -> list[PayoutUser]:
+    """Return up to `limit` users of a business, newest first, from the start or from behind a user's id.
+
+    `email` is normalised, and selects the one user who has it.
+    """
+    query = payout_users.select().where(payout_users.c.business_id == business_id)
+    if email is not None:
+        query = query.where(payout_users.c.email == email)
+    if behind is not None:
+        query = query.where(payout_users.c.id < behind)
+    rows = connection.execute(query.order_by(payout_users.c.id.desc()).limit(limit))
+    return [_payout_user(row) for row in rows]
+
+
+def get_payout_user(connection: Connection, business_id: UUID, user_id: UUID) -> PayoutUser | None:
+    """Return one user of a business."""
+    query = payout_users.select().where(payout_users.c.business_id == business_id, payout_users.c.id == user_id)
+    row = connection.execute(query).one_or_none()
+    return None if row is None else _payout_user(row)
+
+
+def find_active_payout_user(connection: Connection, hash_digest: bytes) -> PayoutUser | None:
+    """Return the user whose payout hash has this digest, unless the user is inactive."""
+    query = payout_users.select().where(
+        payout_users.c.hash_digest == hash_digest, payout_users.c.status == UserStatus.ACTIVE
     )
+    row = connection.execute(query).one_or_none()
+    return None if row is None else _payout_user(row)
+
+
+def set_status(connection: Connection, business_id: UUID, user_id: UUID, status: UserStatus) -> PayoutUser | None:
+    """Activate or deactivate a user; return the user, or None where the business has no such user."""
+    is_user = (payout_users.c.business_id == business_id) & (payout_users.c.id == user_id)
+    connection.execute(
+        payout_users.update()
+        .where(is_user, payout_users.c.status != status)
+        .values(status=status, updated_at=sa.func.now())
+    )
+    return get_payout_user(connection, business_id, user_id)
+
+
+def _payout_user(row: sa.Row[tuple[object, ...]]) -> PayoutUser:
+    values = row._asdict()
+    del values["hash_digest"]
+    return PayoutUser(**values | {"status": UserStatus(values["status"])})

@@ -47,6 +47,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     in_flight_max: Annotated[int, Meta(ge=1, le=64, description="Celery tasks under way for one API process")] = 2
     waiting_max: Annotated[int, Meta(ge=1, description="callers waiting in one API process; beyond, 429")] = 5_000
     request_body_max_bytes: Annotated[int, Meta(ge=1024, description="largest body of an ordinary request")] = 65_536
+    rate_limit_per_s: Annotated[
+        int, Meta(ge=0, le=1_000_000, description="calls a second that each API key may make; 0: no limit")
+    ] = 0
+    rate_limit_burst: Annotated[
+        int, Meta(ge=0, le=1_000_000, description="calls that a key may make at once after a pause; 0: one second's")
+    ] = 0
     resend_after_s: Annotated[float, _seconds("without a reply, a batch is published again")] = 1.0
     reply_timeout_s: Annotated[float, _seconds("an allocation's deadline, from its arrival")] = 6.0
     settle_timeout_s: Annotated[

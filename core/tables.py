@@ -66,8 +66,10 @@ api_keys = Table(
     Column("kind", Text, nullable=False),
     Column("digest", LargeBinary, nullable=False),
     Column("last4", Text, nullable=False),
+    Column("name", Text, nullable=False, server_default=""),
     _timestamp("created_at"),
     _timestamp("last_used_at", nullable=True),
+    # From then on it is refused; in the future while a key that was rolled is in its grace period.
     _timestamp("revoked_at", nullable=True),
     CheckConstraint("kind IN ('secret', 'public')", name="kind"),
     Index("ix_api_keys_digest", "digest", unique=True),
@@ -110,6 +112,21 @@ payout_transactions = Table(
     CheckConstraint("amount > 0", name="amount"),
     CheckConstraint("(type = 'funding') = (payout_user_id IS NULL)", name="payout_user_id"),
     CheckConstraint("(type = 'reversal') = (reversed_id IS NOT NULL)", name="reversed_id"),
+    # Batches commit many rows with one time, which PostgreSQL keeps as one index entry.
+    Index("ix_payout_transactions_business_id_created_at", "business_id", "created_at"),
+    Index(
+        "ix_payout_transactions_payout_user_id_created_at",
+        "payout_user_id",
+        "created_at",
+        postgresql_where=sa.text("payout_user_id IS NOT NULL"),
+    ),
+    # For those who look for a funding among millions of allocations.
+    Index(
+        "ix_payout_transactions_business_id_created_at_but_allocations",
+        "business_id",
+        "created_at",
+        postgresql_where=sa.text("type <> 'allocation'"),
+    ),
     Index(
         "uq_payout_transactions_idempotency",
         "business_id",

@@ -16,14 +16,24 @@ import sqlalchemy as sa
 
 from api.cli import main
 from api.data_dir import DataDir
+from core.api_keys import NAME_MAX_CHARACTERS, find_secret_keys, write_last_used
+from core.credentials import digest_of
 from core.database import Database
 from core.ids import IdKind, format_id, new_id
+from core.payout_users import find_active_payout_user
 from core.revision import REQUIRED_REVISION
 from core.tables import businesses, payout_transactions, payout_users
 from tests.servers import Servers
 
 PAYOUTS = str(Path(sys.executable).with_name("payouts"))
 UNREACHABLE = "postgresql://postgres:hunter2@127.0.0.1:1/payouts"
+KEY_PREFIXES = {
+    "secret_key": "sk_live_",
+    "public_key": "pk_live_",
+    "test_secret_key": "sk_test_",
+    "test_public_key": "pk_test_",
+}
+TIME = r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:.]+Z"
 
 
 @dataclass
@@ -43,6 +53,12 @@ class Result:
         (line,) = self.stderr.splitlines()
         assert line.startswith("Error: "), self
         assert text in line
+
+    def assert_wrong_usage(self, text: str) -> None:
+        """Exit code 2, and a usage error which is drawn in a box, as wide as the terminal, and says the text once."""
+        assert (self.exit_code, self.stdout) == (2, ""), self
+        assert " ".join(self.stderr.replace("│", " ").split()).count(text) == 1, self
+        assert "Traceback" not in self.stderr
 
 
 Run = Callable[..., Result]
@@ -116,6 +132,25 @@ def add_user(database: Database, business: dict[str, Any], email: str, cents: in
     return format_id(IdKind.PAYOUT_USER, user_id)
 
 
+def opens(database: Database, secret_key: str) -> bool:
+    """Tell whether a call with this key would get in."""
+    digest = digest_of(secret_key)
+    with database.transaction() as connection:
+        return digest in find_secret_keys(connection, [digest])
+
+
+def use(database: Database, secret_key: str) -> None:
+    with database.transaction() as connection:
+        write_last_used(connection, [digest_of(secret_key)])
+
+
+def end_grace(database: Database, key_id: str) -> None:
+    """Let the grace period of a rolled key be over."""
+    statement = sa.text("UPDATE api_keys SET revoked_at = clock_timestamp() - interval '1 hour' WHERE id = :id")
+    with database.transaction() as connection:
+        connection.execute(statement, {"id": key_id.removeprefix("key_")})
+
+
 # The real command
 
 
@@ -140,7 +175,7 @@ def test_migrate_prints_only_its_document(servers: Servers) -> None:
     assert start("migrate", "--json", PAYOUTS_DATABASE_URL=url).document == {"revision": REQUIRED_REVISION}
 
 
-@pytest.mark.parametrize("command", ["business show", "user show"])
+@pytest.mark.parametrize("command", ["business show", "user show", "user deactivate", "key roll"])
 def test_argument_that_is_not_unicode_is_refused_without_a_traceback(database_url: str, command: str) -> None:
     refused = start(*command.split(), "\udcff@example.com", PAYOUTS_DATABASE_URL=database_url)
     assert refused.exit_code in (1, 2)
@@ -207,8 +242,15 @@ def test_without_settings_the_default_data_dir_is_used(run: Run, database_url: s
 def test_business_created_has_funds_and_keys(acme: dict[str, Any]) -> None:
     assert re.fullmatch("biz_[0-9a-f]{32}", acme["id"])
     assert (acme["name"], acme["payout_balance"], acme["payouts_enabled"]) == ("ACME", 5000, True)
-    assert re.fullmatch("sk_live_[0-9A-Za-z]{40}", acme["secret_key"])
-    assert re.fullmatch("pk_live_[0-9A-Za-z]{40}", acme["public_key"])
+    assert {name for name in acme if name.endswith("_key")} == set(KEY_PREFIXES)
+    for name, prefix in KEY_PREFIXES.items():
+        assert re.fullmatch(prefix + "[0-9A-Za-z]{40}", acme[name])
+
+
+def test_secret_keys_of_a_new_business_open_at_once_and_public_ones_never(
+    database: Database, acme: dict[str, Any]
+) -> None:
+    assert [name for name in KEY_PREFIXES if opens(database, acme[name])] == ["secret_key", "test_secret_key"]
 
 
 def test_business_starts_without_funds_and_disabled(payouts: Run) -> None:
@@ -220,8 +262,8 @@ def test_business_created_is_described(payouts: Run) -> None:
     text = payouts("business", "create", "ACME", "--funds", "123456").stdout
     assert re.search(r"^biz_[0-9a-f]{32}  ACME$", text, re.MULTILINE)
     assert "$1,234.56" in text
-    assert re.search("sk_live_[0-9A-Za-z]{40}", text)
-    assert re.search("pk_live_[0-9A-Za-z]{40}", text)
+    for name, prefix in KEY_PREFIXES.items():
+        assert re.search(rf"^  {name.replace('_', ' ')} +{prefix}[0-9A-Za-z]{{40}}$", text, re.MULTILINE)
 
 
 @pytest.mark.parametrize("as_json", [[], ["--json"]])
@@ -229,8 +271,7 @@ def test_keys_are_shown_at_creation_only(payouts: Run, acme: dict[str, Any], as_
     for arguments in ("business list", "business show ACME", "key list ACME", "verify"):
         shown = payouts(*arguments.split(), *as_json)
         assert shown.exit_code == 0
-        assert acme["secret_key"] not in shown.stdout
-        assert acme["public_key"] not in shown.stdout
+        assert not [name for name in KEY_PREFIXES if acme[name] in shown.stdout]
 
 
 def test_business_is_shown_by_id_and_by_name(payouts: Run, acme: dict[str, Any]) -> None:
@@ -291,7 +332,7 @@ def test_bad_name_is_refused_and_creates_nothing(payouts: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["business show {}", "business fund {} 1", "key list {}", "user show {} a@b.example"]
+    "command", ["business show {}", "business fund {} 1", "key list {}", "key create {}", "user show {} a@b.example"]
 )
 def test_unknown_business_is_refused(payouts: Run, acme: dict[str, Any], command: str) -> None:
     for reference in ("Nobody", "acme", "biz_0", "", "biz_" + "0" * 32):
@@ -323,17 +364,85 @@ def test_key_is_created(
 
 
 def test_keys_of_business_and_twin_are_listed_without_the_keys(payouts: Run, acme: dict[str, Any]) -> None:
-    test_key = payouts("key", "create", acme["id"], "--test", "--json").document
+    another = payouts("key", "create", acme["id"], "--test", "--json").document
     listed = payouts("key", "list", "ACME", "--json")
     assert [(each["mode"], each["kind"], each["revoked_at"]) for each in listed.document] == [
         ("live", "secret", None),
         ("live", "public", None),
         ("test", "secret", None),
+        ("test", "public", None),
+        ("test", "secret", None),
     ]
-    assert test_key["secret_key"] not in listed.stdout
+    assert another["secret_key"] not in listed.stdout
     assert not any(name.endswith("_key") or name == "digest" for each in listed.document for name in each)
     lines = payouts("key", "list", "ACME").stdout.splitlines()
     assert [line.split()[0] for line in lines] == [each["id"] for each in listed.document]
+
+
+def find_key(payouts: Run, key_id: str) -> tuple[dict[str, Any], str]:
+    """Return what `key list` says of a key: its document and its line."""
+    (document,) = [each for each in payouts("key", "list", "ACME", "--json").document if each["id"] == key_id]
+    (line,) = [each for each in payouts("key", "list", "ACME").stdout.splitlines() if each.startswith(key_id)]
+    return document, line
+
+
+def test_name_of_a_key_is_listed(payouts: Run, acme: dict[str, Any]) -> None:
+    created = payouts("key", "create", "ACME", "--name", "  Löhne, monthly ", "--json").document
+    assert created["name"] == "Löhne, monthly"
+    document, line = find_key(payouts, created["id"])
+    assert document["name"] == "Löhne, monthly"
+    assert line.endswith("  Löhne, monthly")
+
+
+def test_key_without_a_name_has_an_empty_one(payouts: Run, acme: dict[str, Any]) -> None:
+    created = payouts("key", "create", "ACME", "--json").document
+    document, line = find_key(payouts, created["id"])
+    assert (created["name"], document["name"]) == ("", "")
+    assert line.endswith("never used")
+
+
+@pytest.mark.parametrize(
+    "name", ["two\nlines", "\x1b[31mred", "a\tb", "a\u202eb", "x" * (NAME_MAX_CHARACTERS + 1), "ä" * 200]
+)
+def test_bad_name_of_a_key_is_refused_and_creates_nothing(payouts: Run, acme: dict[str, Any], name: str) -> None:
+    before = payouts("key", "list", "ACME", "--json").document
+    refused = payouts("key", "create", "ACME", "--name", name)
+    refused.assert_refused(f"at most {NAME_MAX_CHARACTERS} characters")
+    assert name not in refused.stderr
+    assert payouts("key", "list", "ACME", "--json").document == before
+
+
+def test_longest_name_of_a_key_counts_characters_not_bytes(payouts: Run, acme: dict[str, Any]) -> None:
+    name = "ä" * NAME_MAX_CHARACTERS
+    assert payouts("key", "create", "ACME", "--name", f" {name} ", "--json").document["name"] == name
+
+
+def test_last_use_of_a_key_is_listed(payouts: Run, database: Database, acme: dict[str, Any]) -> None:
+    created = payouts("key", "create", "ACME", "--name", "wages", "--json").document
+    assert created["last_used_at"] is None
+    document, line = find_key(payouts, created["id"])
+    assert document["last_used_at"] is None
+    assert "never used" in line
+    use(database, created["secret_key"])
+    document, line = find_key(payouts, created["id"])
+    assert re.fullmatch(TIME, document["last_used_at"])
+    assert line.endswith(f"last used {document['last_used_at']}  wages")
+
+
+def test_life_of_each_key_is_listed(payouts: Run, database: Database, acme: dict[str, Any]) -> None:
+    live, rolled, ended, revoked = (payouts("key", "create", "ACME", "--json").document["id"] for _ in range(4))
+    payouts("key", "roll", rolled, "--grace", "1h")
+    payouts("key", "roll", ended, "--grace", "1h")
+    end_grace(database, ended)
+    payouts("key", "revoke", revoked)
+    for key_id, life, time in (
+        (live, "live since", "created_at"),
+        (rolled, "works until", "revoked_at"),
+        (ended, "revoked", "revoked_at"),
+        (revoked, "revoked", "revoked_at"),
+    ):
+        document, line = find_key(payouts, key_id)
+        assert f"  {life} {document[time]}, never used" in line
 
 
 def test_key_is_revoked_once(payouts: Run, acme: dict[str, Any]) -> None:
@@ -353,6 +462,120 @@ def test_unknown_key_is_refused(payouts: Run) -> None:
 
 def test_key_itself_in_place_of_its_id_is_not_repeated(payouts: Run, acme: dict[str, Any]) -> None:
     refused = payouts("key", "revoke", acme["secret_key"])
+    refused.assert_refused("by its id")
+    assert acme["secret_key"] not in refused.stderr
+
+
+@pytest.mark.parametrize("mode", ["live", "test"])
+@pytest.mark.parametrize("kind", ["secret", "public"])
+def test_rolled_key_is_replaced_by_one_of_the_same_kind_mode_and_name(
+    payouts: Run, acme: dict[str, Any], mode: str, kind: str
+) -> None:
+    options = [*(["--test"] if mode == "test" else []), *(["--public"] if kind == "public" else [])]
+    old = payouts("key", "create", "ACME", "--name", "wages", *options, "--json").document
+    new = payouts("key", "roll", old["id"], "--json").document
+    for name in ("business_id", "mode", "kind", "name"):
+        assert new[name] == old[name]
+    assert (new["mode"], new["kind"], new["name"]) == (mode, kind, "wages")
+    assert new["id"] != old["id"]
+    assert new[f"{kind}_key"] != old[f"{kind}_key"]
+    assert re.fullmatch(f"{kind[0]}k_{mode}_[0-9A-Za-z]{{40}}", new[f"{kind}_key"])
+    assert (new["revoked_at"], new["last_used_at"]) == (None, None)
+
+
+def test_rolled_key_is_in_the_document_of_the_new_one(payouts: Run, acme: dict[str, Any]) -> None:
+    old = payouts("key", "create", "ACME", "--json").document
+    rolled = payouts("key", "roll", old["id"], "--grace", "24h", "--json")
+    assert rolled.document["replaces"] == find_key(payouts, old["id"])[0]
+    assert rolled.document["replaces"]["revoked_at"]
+    assert old["secret_key"] not in rolled.stdout
+
+
+@pytest.mark.parametrize("options", [[], ["--grace", "0s"], ["--grace", "0d"]])
+def test_rolled_key_without_grace_is_refused_at_once(
+    payouts: Run, database: Database, acme: dict[str, Any], options: list[str]
+) -> None:
+    old = payouts("key", "create", "ACME", "--json").document
+    rolled = payouts("key", "roll", old["id"], *options)
+    match = re.fullmatch(
+        rf"key_[0-9a-f]{{32}}  (sk_live_\w+)  \(shown only now\)\n{old['id']} is revoked\.\n", rolled.stdout
+    )
+    assert match is not None
+    assert opens(database, match[1])
+    assert not opens(database, old["secret_key"])
+
+
+@pytest.mark.parametrize("grace", ["90s", "30m", "24h", "7d", "365d"])
+def test_rolled_key_is_refused_after_its_grace(
+    payouts: Run, database: Database, acme: dict[str, Any], grace: str
+) -> None:
+    old = payouts("key", "create", "ACME", "--json").document
+    new = payouts("key", "roll", old["id"], "--grace", grace, "--json").document
+    assert opens(database, old["secret_key"])
+    assert opens(database, new["secret_key"])
+    end_grace(database, old["id"])
+    assert not opens(database, old["secret_key"])
+    assert opens(database, new["secret_key"])
+
+
+def test_end_of_the_grace_is_told(payouts: Run, acme: dict[str, Any]) -> None:
+    old = payouts("key", "create", "ACME", "--json").document
+    rolled = payouts("key", "roll", old["id"], "--grace", "24h")
+    end = find_key(payouts, old["id"])[0]["revoked_at"]
+    assert re.fullmatch(TIME, end)
+    assert rolled.stdout.splitlines()[1:] == [f"{old['id']} works until {end}."]
+
+
+def test_key_that_was_revoked_or_rolled_is_not_rolled(payouts: Run, database: Database, acme: dict[str, Any]) -> None:
+    revoked, rolled, ended = (payouts("key", "create", "ACME", "--json").document["id"] for _ in range(3))
+    payouts("key", "revoke", revoked)
+    payouts("key", "roll", rolled, "--grace", "1h")
+    payouts("key", "roll", ended, "--grace", "1h")
+    end_grace(database, ended)
+    before = payouts("key", "list", "ACME", "--json").document
+    for key_id in (revoked, rolled, ended):
+        for options in ([], ["--grace", "24h"]):
+            payouts("key", "roll", key_id, *options).assert_refused("was revoked or rolled before")
+    assert payouts("key", "list", "ACME", "--json").document == before
+
+
+def test_new_key_can_be_rolled_again(payouts: Run, database: Database, acme: dict[str, Any]) -> None:
+    first = payouts("key", "create", "ACME", "--json").document
+    second = payouts("key", "roll", first["id"], "--grace", "1h", "--json").document
+    third = payouts("key", "roll", second["id"], "--json").document
+    assert [opens(database, each["secret_key"]) for each in (first, second, third)] == [True, False, True]
+
+
+@pytest.mark.parametrize(
+    "grace", ["-1h", "5", "1y", "400d", "366d", "1.5h", "1h30m", "h", "1H", "1 h", "24h\n", "٣h", "", "9" * 30 + "s"]
+)
+def test_bad_duration_is_wrong_usage_and_rolls_nothing(
+    payouts: Run, database: Database, acme: dict[str, Any], grace: str
+) -> None:
+    old = payouts("key", "create", "ACME", "--json").document
+    before = payouts("key", "list", "ACME", "--json").document
+    payouts("key", "roll", old["id"], "--grace", grace).assert_wrong_usage("is not a duration from 0s to 365d")
+    assert payouts("key", "list", "ACME", "--json").document == before
+    assert opens(database, old["secret_key"])
+
+
+def test_revoking_a_rolled_key_ends_its_grace_at_once(payouts: Run, database: Database, acme: dict[str, Any]) -> None:
+    old = payouts("key", "create", "ACME", "--json").document
+    new = payouts("key", "roll", old["id"], "--grace", "7d", "--json").document
+    revoked = payouts("key", "revoke", old["id"], "--json").document
+    assert revoked["revoked_at"] < new["replaces"]["revoked_at"]
+    assert not opens(database, old["secret_key"])
+    assert opens(database, new["secret_key"])
+    assert "  revoked " in find_key(payouts, old["id"])[1]
+
+
+def test_unknown_key_is_not_rolled(payouts: Run, acme: dict[str, Any]) -> None:
+    for key_id in ("key_0", "key_" + "0" * 32, acme["id"], ""):
+        payouts("key", "roll", key_id).assert_refused("key")
+
+
+def test_key_itself_in_place_of_its_id_is_neither_rolled_nor_repeated(payouts: Run, acme: dict[str, Any]) -> None:
+    refused = payouts("key", "roll", acme["secret_key"], "--grace", "24h")
     refused.assert_refused("by its id")
     assert acme["secret_key"] not in refused.stderr
 
@@ -399,6 +622,66 @@ def test_user_show_with_a_wrong_number_of_words_is_refused(payouts: Run, words: 
     assert payouts("user", "show", *words).exit_code == exit_code
 
 
+@pytest.mark.parametrize("named", [[], ["name"], ["id"]])
+def test_user_is_deactivated_and_activated_by_any_spelling(
+    payouts: Run, database: Database, acme: dict[str, Any], named: list[str]
+) -> None:
+    user_id = add_user(database, acme, "user@example.com", 1205)
+    words = [*(acme[name] for name in named), " USER@Example.COM "]
+    for command, status in (("deactivate", "inactive"), ("activate", "active")):
+        changed = payouts("user", command, *words, "--json").document
+        assert (changed["id"], changed["status"], changed["balance"]) == (user_id, status, 1205)
+        assert payouts("user", "show", "user@example.com", "--json").document == changed
+        assert re.search(rf"^  status +{status}$", payouts("user", command, *words).stdout, re.MULTILINE)
+    assert payouts("verify").exit_code == 0
+
+
+def test_hash_of_a_deactivated_user_is_locked_out_until_activated(
+    payouts: Run, database: Database, acme: dict[str, Any]
+) -> None:
+    add_user(database, acme, "user@example.com", 1)
+    found = []
+    for command in ("deactivate", "activate"):
+        payouts("user", command, "user@example.com")
+        with database.transaction() as connection:
+            found.append(find_active_payout_user(connection, b"") is not None)
+    assert found == [False, True]
+
+
+def test_deactivating_twice_is_the_same_as_once(payouts: Run, database: Database, acme: dict[str, Any]) -> None:
+    add_user(database, acme, "user@example.com", 1)
+    active = payouts("user", "show", "user@example.com", "--json").document
+    assert payouts("user", "activate", "user@example.com", "--json").document == active
+    inactive = payouts("user", "deactivate", "user@example.com", "--json").document
+    assert inactive["updated_at"] > active["updated_at"]
+    assert payouts("user", "deactivate", "user@example.com", "--json").document == inactive
+
+
+@pytest.mark.parametrize("command", ["activate", "deactivate"])
+def test_user_to_change_must_be_known_and_the_only_one(
+    payouts: Run, database: Database, acme: dict[str, Any], command: str
+) -> None:
+    other = payouts("business", "create", "Other", "--funds", "10", "--json").document
+    for business in (acme, other):
+        add_user(database, business, "user@example.com", 1)
+    payouts("user", command, "user@example.com").assert_refused("name the business")
+    payouts("user", command, "nobody@example.com").assert_refused("no payout user")
+    payouts("user", command, "Nobody", "user@example.com").assert_refused("There is no business")
+    payouts("user", command, "ACME", "user@example.com", "more").assert_refused("[BUSINESS] EMAIL")
+    assert payouts("user", command).exit_code == 2
+
+
+def test_deactivating_at_one_business_leaves_the_other_alone(
+    payouts: Run, database: Database, acme: dict[str, Any]
+) -> None:
+    other = payouts("business", "create", "Other", "--funds", "10", "--json").document
+    for business in (acme, other):
+        add_user(database, business, "user@example.com", 1)
+    payouts("user", "deactivate", "Other", "user@example.com")
+    for name, status in (("ACME", "active"), ("Other", "inactive")):
+        assert payouts("user", "show", name, "user@example.com", "--json").document["status"] == status
+
+
 # Proving the books
 
 
@@ -440,7 +723,10 @@ def test_changed_balance_of_a_business_is_named(payouts: Run, database: Database
 # Help
 
 
-@pytest.mark.parametrize("command", ["", "up", "migrate", "business create", "key create", "user show", "verify"])
+@pytest.mark.parametrize(
+    "command",
+    ["", "up", "migrate", "business create", "key create", "key roll", "user show", "user deactivate", "verify"],
+)
 def test_help_needs_no_database(run: Run, command: str) -> None:
     helped = run(*command.split(), "--help")
     assert helped.exit_code == 0

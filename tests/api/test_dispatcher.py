@@ -135,9 +135,11 @@ async def dispatching(settings: Settings, database: Database) -> AsyncIterator[D
             yield dispatcher
         finally:
             await dispatcher.close(WAIT_S)
-            for task in background:
-                task.cancel()
-            await asyncio.gather(*background, return_exceptions=True)
+            unfinished = set(background)
+            while unfinished:  # as the application does: a library may swallow a cancellation
+                for task in unfinished:
+                    task.cancel()
+                _, unfinished = await asyncio.wait(unfinished, timeout=0.2)
             publisher.close()
 
 

@@ -1,0 +1,181 @@
+"""A business's lists: as pages of JSON, or as a whole in CSV, streamed in constant memory."""
+
+import csv
+import io
+import re
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Generic, TypeVar
+from uuid import UUID
+
+import msgspec
+from litestar.response import Stream
+from sqlalchemy import Connection
+
+from api import documents, responses
+from api.authentication import Identity
+from api.calls import AnyRequest, BusinessCalls
+from api.responses import AnyResponse, Refusal
+from api.validation import FieldErrors
+
+Row = TypeVar("Row")
+Place = TypeVar("Place")
+
+_CSV_ROWS_AT_ONCE = 2_000
+_EXPORTS_MAX = 8
+_CSV = "text/csv"
+_CSV_RANGES = {"text/csv", "text/*"}
+_JSON_RANGES = {"application/json", "application/*", "*/*"}
+_QUALITY = re.compile(r"(?:0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?)\Z")
+# What a spreadsheet takes for a formula. https://owasp.org/www-community/attacks/CSV_Injection
+_FORMULA_BEGINNINGS = ("=", "+", "-", "@", "\t", "\r")
+
+
+class ExportBrokeOffError(Exception):
+    """The rest of an export cannot be read; the connection is closed, so that nobody takes it for complete."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listing(Generic[Row, Place]):
+    """What a list is made of: how rows are read from behind a place, and how each is shown."""
+
+    name: str
+    read: Callable[[Connection, UUID, Place | None, int], list[Row]]
+    """(connection, business id, place or None for the start, limit) → rows, newest first."""
+    place_of: Callable[[Row], Place]
+    write_cursor: Callable[[Place], str]
+    document: Callable[[Row], msgspec.Struct]
+    csv_columns: Sequence[str]
+    csv_row: Callable[[Row], Iterable[Any]]
+
+
+class Lists:
+    """Answers with lists."""
+
+    def __init__(self, calls: BusinessCalls) -> None:
+        self._calls = calls
+        self._exports = 0
+
+    async def answer(
+        self, request: AnyRequest, errors: FieldErrors, listing: Listing[Row, Place], behind: Place | None, limit: int
+    ) -> AnyResponse:
+        """Answer with the page behind a place; or, where the caller accepts CSV alone or rather, with all rows."""
+        identity = await self._calls.identify(request)
+        if isinstance(identity, Refusal):
+            return identity.response()
+        if not errors and prefers_csv(request.headers.get("accept", "")):
+            return await self._export(identity, listing)
+
+        def read(connection: Connection, business_id: UUID) -> responses.Answer:
+            if errors:
+                return errors
+            return _make_page(listing, listing.read(connection, business_id, behind, limit + 1), limit)
+
+        return responses.respond(await self._calls.carry_out(identity, read))
+
+    async def _export(self, identity: Identity, listing: Listing[Row, Place]) -> AnyResponse:
+        if self._exports >= _EXPORTS_MAX:
+            return responses.TOO_MANY_REQUESTS.response()
+        self._exports += 1
+        parts = self._read_all(identity, listing)
+        try:
+            first = await anext(parts)  # what goes wrong at once gets a status of its own
+        except BaseException:
+            await self._end(parts)
+            raise
+        if isinstance(first, Refusal):
+            await self._end(parts)
+            return first.response()
+
+        async def stream() -> AsyncIterator[bytes]:
+            try:
+                yield first
+                async for part in parts:
+                    if isinstance(part, Refusal):
+                        raise ExportBrokeOffError
+                    yield part
+            finally:
+                await self._end(parts)
+
+        return Stream(
+            stream(),
+            media_type=_CSV,
+            headers={"Content-Disposition": f'attachment; filename="{listing.name}.csv"'},
+        )
+
+    async def _end(self, parts: Any) -> None:
+        self._exports -= 1
+        await parts.aclose()
+
+    async def _read_all(self, identity: Identity, listing: Listing[Row, Place]) -> AsyncIterator[bytes | Refusal]:
+        """Read some thousand rows at a time, each time in a transaction of its own: none waits for a slow caller."""
+        head = _write_csv([listing.csv_columns])
+        place: Place | None = None
+        while True:
+            here = place
+
+            def read(
+                connection: Connection, business_id: UUID, here: Place | None = here
+            ) -> tuple[bytes, Place | None]:
+                rows = listing.read(connection, business_id, here, _CSV_ROWS_AT_ONCE)
+                end = listing.place_of(rows[-1]) if len(rows) == _CSV_ROWS_AT_ONCE else None
+                return _write_csv(map(listing.csv_row, rows)), end
+
+            found = await self._calls.carry_out(identity, read)
+            if isinstance(found, Refusal):
+                yield found
+                return
+            part, place = found
+            yield head + part
+            head = b""
+            if place is None:
+                return
+
+
+def make_page(
+    rows: list[Row],
+    limit: int,
+    place_of: Callable[[Row], Place],
+    write_cursor: Callable[[Place], str],
+    document: Callable[[Row], msgspec.Struct],
+) -> documents.Page[msgspec.Struct]:
+    """Make a page of the first `limit` rows; one more row tells that there is more."""
+    shown = rows[:limit]
+    has_more = len(rows) > limit
+    cursor = write_cursor(place_of(shown[-1])) if has_more else None
+    return documents.Page([document(row) for row in shown], has_more, cursor)
+
+
+def _make_page(listing: Listing[Row, Place], rows: list[Row], limit: int) -> documents.Page[msgspec.Struct]:
+    return make_page(rows, limit, listing.place_of, listing.write_cursor, listing.document)
+
+
+def prefers_csv(accept: str) -> bool:
+    """Tell whether an `Accept` header wants CSV rather than JSON (RFC 9110, 12.5.1); of equals, the first counts."""
+    best, best_quality = "", 0.0
+    for part in accept.split(","):
+        media_range, *parameters = (word.strip().lower() for word in part.split(";"))
+        qualities = [word.partition("=")[2].strip() for word in parameters if word.partition("=")[0].strip() == "q"]
+        quality = float(qualities[0]) if qualities and _QUALITY.match(qualities[0]) else 0.0 if qualities else 1.0
+        is_known = media_range in _CSV_RANGES or media_range in _JSON_RANGES
+        # A range that names the type counts before one that only covers it.
+        is_named_first = quality == best_quality > 0 and best.endswith("*") and not media_range.endswith("*")
+        if is_known and (quality > best_quality or is_named_first):
+            best, best_quality = media_range, quality
+    return best in _CSV_RANGES
+
+
+def _write_csv(rows: Iterable[Iterable[Any]]) -> bytes:
+    text = io.StringIO()
+    csv.writer(text).writerows([_cell(value) for value in row] for row in rows)
+    return text.getvalue().encode()
+
+
+def _cell(value: Any) -> Any:
+    """Write a value so that no spreadsheet carries it out."""
+    if isinstance(value, datetime):
+        return value.isoformat().replace("+00:00", "Z")
+    if isinstance(value, str) and value.startswith(_FORMULA_BEGINNINGS):
+        return "'" + value
+    return value
