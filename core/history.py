@@ -83,7 +83,8 @@ def list_transactions(
     time is that of its transaction's beginning.
     """
     history = payout_transactions.c
-    query = _SELECT.where(history.business_id == business_id)
+    # Always true; the condition of the index.
+    query = _SELECT.where(history.business_id == business_id, history.amount > sa.literal_column("0"))
     if selection.type is not None:
         # Written out, so that PostgreSQL sees which partial index fits.
         query = query.where(history.type == sa.literal_column(f"'{selection.type}'"))

@@ -15,7 +15,7 @@ def upgrade() -> None:
     op.execute("ALTER TABLE api_keys ADD COLUMN name text NOT NULL DEFAULT ''")
     op.execute("""
         CREATE INDEX ix_payout_transactions_business_id_created_at
-        ON payout_transactions (business_id, created_at)
+        ON payout_transactions (business_id, created_at) WHERE amount > 0
     """)
     op.execute("""
         CREATE INDEX ix_payout_transactions_payout_user_id_created_at
