@@ -18,7 +18,7 @@ from psycopg.errors import UndefinedTable
 from sqlalchemy import Connection
 
 from api.data_dir import DEFAULT_DATA_DIR, DataDir, DataDirError
-from core import api_keys, businesses, payout_users
+from core import api_keys, businesses, payout_batches, payout_users
 from core.api_keys import ApiKey
 from core.businesses import Business, BusinessError
 from core.credentials import KeyKind
@@ -26,6 +26,7 @@ from core.database import Database, describe_error, read_clock_us
 from core.errors import UserError
 from core.ids import IdKind, format_id, parse_id
 from core.money import BALANCE_MAX_CENTS, format_dollars
+from core.payout_batches import PayoutBatch, PayoutBatchError
 from core.payout_users import PayoutUser, UserStatus
 from core.schema import migrate as run_migrations
 from core.settings import check_database_url, variable_name
@@ -41,6 +42,7 @@ _DURATION_UNITS = {
     "d": timedelta(days=1),
 }
 _GRACE_MAX = timedelta(days=365)
+_BATCHES_SHOWN_MAX = 100
 
 
 class DatabaseCommandError(UserError):
@@ -439,10 +441,82 @@ def _user_document(each: PayoutUser) -> dict[str, Any]:
     }
 
 
+@click.group()
+def batch() -> None:
+    """See and cancel payout batches."""
+
+
+@batch.command("list")
+@click.argument("business_ref", metavar="BUSINESS")
+@_admin_options
+def batch_list(business_ref: str, *, database: Database, as_json: bool) -> None:
+    """List a business's newest payout batches, up to a hundred."""
+    with database.transaction() as connection:
+        owner = _find_business(connection, business_ref)
+        found = payout_batches.list_batches(connection, owner.id, limit=_BATCHES_SHOWN_MAX)
+    lines = [line for each in found for line in _describe_batch(each)[:1]]
+    _print([_batch_document(each) for each in found], lines or ["There are no payout batches yet."], as_json=as_json)
+
+
+@batch.command("show")
+@click.argument("batch_id", metavar="BATCH_ID")
+@_admin_options
+def batch_show(batch_id: str, *, database: Database, as_json: bool) -> None:
+    """Show a payout batch."""
+    with database.transaction() as connection:
+        found = _find_batch(connection, batch_id)
+    _print(_batch_document(found), _describe_batch(found), as_json=as_json)
+
+
+@batch.command("cancel")
+@click.argument("batch_id", metavar="BATCH_ID")
+@_admin_options
+def batch_cancel(batch_id: str, *, database: Database, as_json: bool) -> None:
+    """Stop a payout batch: what it has not paid yet goes back to the payout balance."""
+    with database.transaction() as connection:
+        found = _find_batch(connection, batch_id)
+        cancelled = payout_batches.cancel(connection, found.business_id, found.id)
+    _print(_batch_document(cancelled), _describe_batch(cancelled), as_json=as_json)
+
+
+def _find_batch(connection: Connection, batch_id: str) -> PayoutBatch:
+    id_ = parse_id(IdKind.BATCH, batch_id)
+    found = payout_batches.find_batch_anywhere(connection, id_) if id_ else None
+    if found is None:
+        text = f"There is no payout batch with the id {batch_id!r}."
+        raise PayoutBatchError(text)
+    return found
+
+
+def _describe_batch(each: PayoutBatch) -> list[str]:
+    paid = f"{format_dollars(each.allocated_amount)} of {format_dollars(each.amount)}"
+    return [
+        f"{format_id(IdKind.BATCH, each.id)}  {each.status:<10}  {each.processed} of {each.total} rows, {paid}",
+        f"  created          {_time(each.created_at)}",
+        f"  last worked on   {_time(each.updated_at)}",
+    ]
+
+
+def _batch_document(each: PayoutBatch) -> dict[str, Any]:
+    return {
+        "id": format_id(IdKind.BATCH, each.id),
+        "business_id": format_id(IdKind.BUSINESS, each.business_id),
+        "status": each.status,
+        "total": each.total,
+        "amount": each.amount,
+        "processed": each.processed,
+        "allocated_amount": each.allocated_amount,
+        "created_at": _time(each.created_at),
+        "updated_at": _time(each.updated_at),
+        "finished_at": _time(each.finished_at) if each.finished_at else None,
+    }
+
+
 COMMANDS: dict[str, click.Command] = {
     "migrate": migrate,
     "business": business,
     "key": key,
     "user": user,
+    "batch": batch,
     "verify": verify,
 }

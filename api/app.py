@@ -14,6 +14,9 @@ from redis.asyncio import Redis
 from api import payouts, responses
 from api.authentication import Authenticator
 from api.balance import balance_route
+from api.batch_intake import TIMEOUT_S as BATCH_TIMEOUT_S
+from api.batch_intake import BatchIntake
+from api.batches import batch_routes
 from api.calls import BusinessCalls, DatabaseThreads
 from api.clock import DatabaseClock
 from api.dispatcher import Dispatcher
@@ -62,10 +65,11 @@ def create_app(settings: Settings) -> Litestar:
         socket_timeout=settings.redis_timeout_s,
         socket_connect_timeout=settings.redis_timeout_s,
     )
+    celery = create_celery(settings)
     clock = DatabaseClock(database)
     prefix = make_instance_prefix()
     publisher = Publisher(
-        create_celery(settings),
+        celery,
         BatchCodec(settings.hash_secret_bytes),
         prefix,
         threads=settings.in_flight_max * 2,
@@ -76,6 +80,8 @@ def create_app(settings: Settings) -> Litestar:
     threads = DatabaseThreads(database, timeout_s=settings.settle_timeout_s)
     calls = BusinessCalls(authenticator, limiter, threads)
     lists = Lists(calls)
+    batch_database = Database.from_settings(settings, transaction_timeout_s=BATCH_TIMEOUT_S, pool_size=2)
+    intake = BatchIntake(batch_database, celery, settings.hash_secret_bytes)
     settler = Settler(database, timeout_s=settings.settle_timeout_s)
     dispatcher = Dispatcher(settings, clock, publisher, replies, settler)
 
@@ -93,9 +99,11 @@ def create_app(settings: Settings) -> Litestar:
             await asyncio.to_thread(authenticator.write_uses)
             settler.close()
             threads.close()
+            intake.close()
             publisher.close()
             authenticator.close()
             await redis.aclose()
+            batch_database.close()
             database.close()
 
     create_payout = payouts.create_payout_route(
@@ -114,6 +122,7 @@ def create_app(settings: Settings) -> Litestar:
             *payout_hash_routes(threads),
             *payout_user_routes(calls, lists),
             *transaction_routes(calls, lists),
+            *batch_routes(calls, lists, intake, settings.hash_secret_bytes),
             *health_routes(database, replies, dispatcher),
             openapi_route(),
         ],

@@ -13,6 +13,7 @@ from core import history
 from core.businesses import Business
 from core.history import TransactionType
 from core.ids import IdKind, format_id
+from core.payout_batches import BatchResult, BatchStatus, PayoutBatch, RowOutcome
 from core.payout_users import PayoutUser, UserStatus
 
 CURRENCY = "USD"
@@ -22,6 +23,7 @@ Cents = Annotated[int, Meta(description="cents")]
 Hash = Annotated[str, Meta(pattern="^[0-9a-f]{64}$", description="The payout user's hash")]
 UserId = Annotated[str, Meta(pattern="^usr_[0-9a-f]{32}$")]
 TransactionId = Annotated[str, Meta(pattern="^txn_[0-9a-f]{32}$")]
+BatchId = Annotated[str, Meta(pattern="^bat_[0-9a-f]{32}$")]
 
 
 class Payout(msgspec.Struct, frozen=True):
@@ -89,6 +91,7 @@ class Transaction(msgspec.Struct, frozen=True):
     user_balance_after: Cents | None
     idempotency_key: str | None
     reverses: TransactionId | None
+    batch: BatchId | None
     created_at: datetime
 
     @classmethod
@@ -105,6 +108,7 @@ class Transaction(msgspec.Struct, frozen=True):
             user_balance_after=row.user_balance_after,
             idempotency_key=row.idempotency_key,
             reverses=format_id(IdKind.TRANSACTION, row.reversed_id) if row.reversed_id else None,
+            batch=format_id(IdKind.BATCH, row.batch_id) if row.batch_id else None,
             created_at=row.created_at,
         )
 
@@ -131,6 +135,61 @@ class OwnTransaction(msgspec.Struct, frozen=True):
             balance_after=row.user_balance_after,
             reverses=format_id(IdKind.TRANSACTION, row.reversed_id) if row.reversed_id else None,
             created_at=row.created_at,
+        )
+
+
+class Batch(msgspec.Struct, frozen=True):
+    """A payout batch: the first `processed` of its `total` rows are paid."""
+
+    id: BatchId
+    status: BatchStatus
+    total: int
+    amount: Cents
+    processed: int
+    allocated_amount: Cents
+    created_at: datetime
+    updated_at: datetime
+    finished_at: datetime | None
+
+    @classmethod
+    def of(cls, batch: PayoutBatch) -> "Batch":
+        """Describe a payout batch."""
+        return cls(
+            id=format_id(IdKind.BATCH, batch.id),
+            status=batch.status,
+            total=batch.total,
+            amount=batch.amount,
+            processed=batch.processed,
+            allocated_amount=batch.allocated_amount,
+            created_at=batch.created_at,
+            updated_at=batch.updated_at,
+            finished_at=batch.finished_at,
+        )
+
+
+class BatchRow(msgspec.Struct, frozen=True):
+    """A row of a payout batch, counted from 0; `hash` and `transaction` once it is allocated."""
+
+    row: int
+    email: str
+    amount: Cents
+    reference: str | None
+    outcome: RowOutcome
+    hash: Hash | None
+    transaction: TransactionId | None
+
+    @classmethod
+    def of(cls, row: BatchResult, hash_: str | None) -> "BatchRow":
+        """Describe a row of a payout batch."""
+        is_allocated = row.outcome is RowOutcome.ALLOCATED
+        return cls(
+            row=row.position,
+            email=row.email,
+            amount=row.amount,
+            reference=row.reference,
+            outcome=row.outcome,
+            hash=hash_,
+            transaction=format_id(IdKind.TRANSACTION, row.transaction_id) if is_allocated else None,
         )
 
 

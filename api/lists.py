@@ -22,11 +22,14 @@ from api.validation import FieldErrors
 Row = TypeVar("Row")
 Place = TypeVar("Place")
 
-_CSV_ROWS_AT_ONCE = 2_000
+_ROWS_AT_ONCE = 2_000
 _EXPORTS_MAX = 8
-_CSV = "text/csv"
-_CSV_RANGES = {"text/csv", "text/*"}
-_JSON_RANGES = {"application/json", "application/*", "*/*"}
+JSON, CSV, NDJSON = "application/json", "text/csv", "application/x-ndjson"
+_TYPE_BY_RANGE = {
+    **dict.fromkeys(("application/json", "application/*", "*/*"), JSON),
+    **dict.fromkeys(("text/csv", "text/*"), CSV),
+    **dict.fromkeys(("application/x-ndjson", "application/ndjson", "application/jsonl"), NDJSON),
+}
 _QUALITY = re.compile(r"(?:0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?)\Z")
 # What a spreadsheet takes for a formula. https://owasp.org/www-community/attacks/CSV_Injection
 _FORMULA_BEGINNINGS = ("=", "+", "-", "@", "\t", "\r")
@@ -41,8 +44,8 @@ class Listing(Generic[Row, Place]):
     """What a list is made of: how rows are read from behind a place, and how each is shown."""
 
     name: str
-    read: Callable[[Connection, UUID, Place | None, int], list[Row]]
-    """(connection, business id, place or None for the start, limit) → rows, newest first."""
+    read: Callable[[Connection, UUID, Place | None, int], list[Row] | Refusal]
+    """(connection, business id, place or None for the start, limit) → rows in the list's order."""
     place_of: Callable[[Row], Place]
     write_cursor: Callable[[Place], str]
     document: Callable[[Row], msgspec.Struct]
@@ -64,21 +67,23 @@ class Lists:
         identity = await self._calls.identify(request)
         if isinstance(identity, Refusal):
             return identity.response()
-        if not errors and prefers_csv(request.headers.get("accept", "")):
-            return await self._export(identity, listing)
+        media_type = find_media_type(request.headers.get("accept", ""))
+        if not errors and media_type != JSON:
+            return await self._export(identity, listing, _WRITERS[media_type])
 
         def read(connection: Connection, business_id: UUID) -> responses.Answer:
             if errors:
                 return errors
-            return _make_page(listing, listing.read(connection, business_id, behind, limit + 1), limit)
+            rows = listing.read(connection, business_id, behind, limit + 1)
+            return rows if isinstance(rows, Refusal) else _make_page(listing, rows, limit)
 
         return responses.respond(await self._calls.carry_out(identity, read))
 
-    async def _export(self, identity: Identity, listing: Listing[Row, Place]) -> AnyResponse:
+    async def _export(self, identity: Identity, listing: Listing[Row, Place], writer: "_Writer") -> AnyResponse:
         if self._exports >= _EXPORTS_MAX:
             return responses.TOO_MANY_REQUESTS.response()
         self._exports += 1
-        parts = self._read_all(identity, listing)
+        parts = self._read_all(identity, listing, writer)
         try:
             first = await anext(parts)  # what goes wrong at once gets a status of its own
         except BaseException:
@@ -100,27 +105,31 @@ class Lists:
 
         return Stream(
             stream(),
-            media_type=_CSV,
-            headers={"Content-Disposition": f'attachment; filename="{listing.name}.csv"'},
+            media_type=writer.media_type,
+            headers={"Content-Disposition": f'attachment; filename="{listing.name}.{writer.suffix}"'},
         )
 
     async def _end(self, parts: Any) -> None:
         self._exports -= 1
         await parts.aclose()
 
-    async def _read_all(self, identity: Identity, listing: Listing[Row, Place]) -> AsyncIterator[bytes | Refusal]:
+    async def _read_all(
+        self, identity: Identity, listing: Listing[Row, Place], writer: "_Writer"
+    ) -> AsyncIterator[bytes | Refusal]:
         """Read some thousand rows at a time, each time in a transaction of its own: none waits for a slow caller."""
-        head = _write_csv([listing.csv_columns])
+        head = writer.write_head(listing)
         place: Place | None = None
         while True:
             here = place
 
             def read(
                 connection: Connection, business_id: UUID, here: Place | None = here
-            ) -> tuple[bytes, Place | None]:
-                rows = listing.read(connection, business_id, here, _CSV_ROWS_AT_ONCE)
-                end = listing.place_of(rows[-1]) if len(rows) == _CSV_ROWS_AT_ONCE else None
-                return _write_csv(map(listing.csv_row, rows)), end
+            ) -> tuple[bytes, Place | None] | Refusal:
+                rows = listing.read(connection, business_id, here, _ROWS_AT_ONCE)
+                if isinstance(rows, Refusal):
+                    return rows
+                end = listing.place_of(rows[-1]) if len(rows) == _ROWS_AT_ONCE else None
+                return writer.write_rows(listing, rows), end
 
             found = await self._calls.carry_out(identity, read)
             if isinstance(found, Refusal):
@@ -131,6 +140,16 @@ class Lists:
             head = b""
             if place is None:
                 return
+
+
+@dataclass(frozen=True, slots=True)
+class _Writer:
+    """How a whole list is written."""
+
+    media_type: str
+    suffix: str
+    write_head: Callable[[Listing[Any, Any]], bytes]
+    write_rows: Callable[[Listing[Any, Any], list[Any]], bytes]
 
 
 def make_page(
@@ -151,19 +170,19 @@ def _make_page(listing: Listing[Row, Place], rows: list[Row], limit: int) -> doc
     return make_page(rows, limit, listing.place_of, listing.write_cursor, listing.document)
 
 
-def prefers_csv(accept: str) -> bool:
-    """Tell whether an `Accept` header wants CSV rather than JSON (RFC 9110, 12.5.1); of equals, the first counts."""
-    best, best_quality = "", 0.0
+def find_media_type(accept: str) -> str:
+    """Return what an `Accept` header wants: JSON, CSV or NDJSON (RFC 9110, 12.5.1). Of equals, the first counts."""
+    best, best_range, best_quality = JSON, "*", 0.0
     for part in accept.split(","):
         media_range, *parameters = (word.strip().lower() for word in part.split(";"))
         qualities = [word.partition("=")[2].strip() for word in parameters if word.partition("=")[0].strip() == "q"]
         quality = float(qualities[0]) if qualities and _QUALITY.match(qualities[0]) else 0.0 if qualities else 1.0
-        is_known = media_range in _CSV_RANGES or media_range in _JSON_RANGES
+        media_type = _TYPE_BY_RANGE.get(media_range)
         # A range that names the type counts before one that only covers it.
-        is_named_first = quality == best_quality > 0 and best.endswith("*") and not media_range.endswith("*")
-        if is_known and (quality > best_quality or is_named_first):
-            best, best_quality = media_range, quality
-    return best in _CSV_RANGES
+        is_named_first = quality == best_quality > 0 and best_range.endswith("*") and not media_range.endswith("*")
+        if media_type is not None and (quality > best_quality or is_named_first):
+            best, best_range, best_quality = media_type, media_range, quality
+    return best
 
 
 def _write_csv(rows: Iterable[Iterable[Any]]) -> bytes:
@@ -179,3 +198,19 @@ def _cell(value: Any) -> Any:
     if isinstance(value, str) and value.startswith(_FORMULA_BEGINNINGS):
         return "'" + value
     return value
+
+
+_WRITERS = {
+    CSV: _Writer(
+        CSV,
+        "csv",
+        lambda listing: _write_csv([listing.csv_columns]),
+        lambda listing, rows: _write_csv(map(listing.csv_row, rows)),
+    ),
+    NDJSON: _Writer(
+        NDJSON,
+        "ndjson",
+        lambda _: b"",
+        lambda listing, rows: msgspec.json.Encoder().encode_lines(map(listing.document, rows)),
+    ),
+}

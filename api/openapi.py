@@ -6,13 +6,22 @@ import msgspec
 from litestar import MediaType, Response, get
 from litestar.handlers import HTTPRouteHandler
 
-from api import balance, documents, payout_hash, payout_users, payouts, responses, transactions
-from api.parameters import HISTORY_CURSOR_PATTERN, LIMIT_DEFAULT, LIMIT_MAX, USERS_CURSOR_PATTERN
+from api import balance, batches, documents, payout_hash, payout_users, payouts, responses, transactions
+from api.lists import CSV, NDJSON
+from api.parameters import (
+    BATCHES_CURSOR_PATTERN,
+    HISTORY_CURSOR_PATTERN,
+    LIMIT_DEFAULT,
+    LIMIT_MAX,
+    RESULTS_CURSOR_PATTERN,
+    USERS_CURSOR_PATTERN,
+)
 from api.responses import REFUSAL_BY_OUTCOME, AnyResponse, Refusal
 from api.validation import AMOUNT_MIN, EMAIL_FORMAT, FieldErrors
 from core.emails import EMAIL_MAX_CHARACTERS
 from core.history import TransactionType
 from core.money import ALLOCATION_MAX_CENTS
+from core.payout_batches import REFERENCE_MAX_CHARACTERS, ROWS_MAX
 from core.payout_users import UserStatus
 
 PATHS = ("/schema", "/schema/openapi.json")
@@ -44,6 +53,7 @@ _TRANSACTION: _Json = {
     "user_balance_after": 10000,
     "idempotency_key": "order-1234",
     "reverses": None,
+    "batch": None,
     "created_at": _TIME,
 }
 _OWN_TRANSACTION: _Json = {
@@ -54,6 +64,33 @@ _OWN_TRANSACTION: _Json = {
     "balance_after": 10000,
     "reverses": None,
     "created_at": _TIME,
+}
+_BATCH: _Json = {
+    "id": "bat_0199f6d2c5aa7d22c3d4e5f607182930",
+    "status": "queued",
+    "total": 1,
+    "amount": 10000,
+    "processed": 0,
+    "allocated_amount": 0,
+    "created_at": _TIME,
+    "updated_at": _TIME,
+    "finished_at": None,
+}
+_BATCH_ROW: _Json = {
+    "row": 0,
+    "email": "user@example.com",
+    "amount": 10000,
+    "reference": "order-1234",
+    "outcome": "allocated",
+    "hash": _HASH,
+    "transaction": _TRANSACTION_ID,
+}
+_REPLAYED: _Json = {
+    "Idempotent-Replayed": {
+        "description": "`true` where a call with the same key had paid",
+        "schema": {"const": "true"},
+        "required": False,
+    }
 }
 _LIMIT_ERROR: FieldErrors = {"limit": [f"The limit may not be greater than {LIMIT_MAX}."]}
 
@@ -111,6 +148,9 @@ def make_document() -> _Json:
             _path(payout_users.ITEM_PATH): {"get": _get_user(), "patch": _update_user()},
             transactions.PATH: {"get": _list_transactions()},
             _path(transactions.ITEM_PATH): {"get": _get_transaction()},
+            batches.PATH: {"get": _list_batches(), "post": _create_batch()},
+            _path(batches.ITEM_PATH): {"get": _get_batch()},
+            _path(batches.RESULTS_PATH): {"get": _list_results()},
         },
         "components": {
             "securitySchemes": {
@@ -130,7 +170,6 @@ def make_document() -> _Json:
 
 
 def _create_payout() -> _Json:
-    key = {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[\\x21-\\x7e]+$"}
     return {
         "operationId": "createPayout",
         "summary": "Create or update a payout user and allocate balance",
@@ -138,15 +177,7 @@ def _create_payout() -> _Json:
         "The same call twice pays twice, unless both carry the same `Idempotency-Key`.",
         "tags": ["Payouts"],
         "security": _BY_KEY,
-        "parameters": [
-            {
-                "name": "Idempotency-Key",
-                "in": "header",
-                "required": False,
-                "schema": key,
-                "description": "With the same key, e-mail and amount, calls pay once. Keys do not expire.",
-            }
-        ],
+        "parameters": [_idempotency_key("With the same key, e-mail and amount, calls pay once. Keys do not expire.")],
         "requestBody": _body({"email": _EMAIL, "amount": _AMOUNT}, {"email": "user@example.com", "amount": 10000}),
         "responses": _responses(
             201,
@@ -158,9 +189,7 @@ def _create_payout() -> _Json:
             responses.BODY_TOO_LARGE,
             responses.TOO_MANY_REQUESTS,
             field_errors={"email": [EMAIL_FORMAT], "amount": [AMOUNT_MIN]},
-            headers={
-                "Idempotent-Replayed": _header("`true` where a call with the same key had paid", {"const": "true"})
-            },
+            headers=_REPLAYED,
         ),
     }
 
@@ -181,7 +210,7 @@ def _list_users() -> _Json:
         "List payout users, newest first",
         "Payout users",
         parameters=[email, *_page_parameters(USERS_CURSOR_PATTERN)],
-        responses=_with_csv(
+        responses=_with_files(
             _read_responses(documents.Page[documents.User], _page(_USER), field_errors=_LIMIT_ERROR),
         ),
     )
@@ -233,7 +262,7 @@ def _list_transactions() -> _Json:
             _query("to", when, "Before this time; a date is included as a whole."),
             *_page_parameters(HISTORY_CURSOR_PATTERN),
         ],
-        responses=_with_csv(
+        responses=_with_files(
             _read_responses(documents.Page[documents.Transaction], _page(_TRANSACTION), field_errors=_LIMIT_ERROR),
         ),
     )
@@ -247,6 +276,101 @@ def _get_transaction() -> _Json:
         parameters=[_path_parameter("transaction_id", "txn")],
         responses=_read_responses(documents.Transaction, _TRANSACTION, responses.NOT_FOUND),
     )
+
+
+def _create_batch() -> _Json:
+    row = {
+        "type": "object",
+        "properties": {
+            "email": _EMAIL,
+            "amount": _AMOUNT,
+            "reference": {"type": ["string", "null"], "maxLength": REFERENCE_MAX_CHARACTERS, "pattern": "^[^\\x00]*$"},
+        },
+        "required": ["email", "amount"],
+    }
+    body = _body(
+        {"allocations": {"type": "array", "items": row, "minItems": 1, "maxItems": ROWS_MAX}},
+        {"allocations": [{"email": "user@example.com", "amount": 10000, "reference": "order-1234"}]},
+    )
+    body["content"]["text/csv"] = {
+        "schema": {"type": "string", "description": "The columns email, amount and, if you like, reference"},
+    }
+    body["content"]["application/x-ndjson"] = {
+        "schema": {"type": "string", "description": "A row of `allocations` per line"},
+    }
+    wrong = "allocations.17.email"
+    return _operation(
+        "createPayoutBatch",
+        "Pay a file's worth of people",
+        "Payout batches",
+        description=f"Up to {ROWS_MAX} rows and {batches.BODY_MAX_BYTES // 2**20} MiB. All rows are checked first; "
+        "accepted means funded: the total is taken out of the payout balance at once, and the rows are paid in their "
+        "order. References must differ within a batch.",
+        parameters=[_idempotency_key("With the same key and rows, calls pay once. Keys do not expire.")],
+        body=body,
+        responses=_responses(
+            202,
+            documents.Batch,
+            _BATCH,
+            responses.NOT_AN_OBJECT,
+            responses.IDEMPOTENCY_KEY_MALFORMED,
+            responses.INSUFFICIENT_BALANCE,
+            responses.UNAUTHORIZED,
+            responses.PAYOUTS_DISABLED,
+            responses.BODY_TOO_LARGE,
+            responses.IDEMPOTENCY_KEY_REUSED,
+            responses.TOO_MANY_REQUESTS,
+            responses.INTERNAL_ERROR,
+            field_errors={wrong: [f"The {wrong} must be a valid email address."]},
+            headers={"Location": _header("Where its progress is", {"type": "string"}), **_REPLAYED},
+        ),
+    )
+
+
+def _list_batches() -> _Json:
+    return _operation(
+        "listPayoutBatches",
+        "List payout batches, newest first",
+        "Payout batches",
+        parameters=_page_parameters(BATCHES_CURSOR_PATTERN),
+        responses=_with_files(
+            _read_responses(documents.Page[documents.Batch], _page(_BATCH), field_errors=_LIMIT_ERROR)
+        ),
+    )
+
+
+def _get_batch() -> _Json:
+    return _operation(
+        "getPayoutBatch",
+        "Get a payout batch and its progress",
+        "Payout batches",
+        parameters=[_path_parameter("batch_id", "bat")],
+        responses=_read_responses(documents.Batch, _BATCH, responses.NOT_FOUND),
+    )
+
+
+def _list_results() -> _Json:
+    return _operation(
+        "listPayoutBatchResults",
+        "List what became of each row, in their order",
+        "Payout batches",
+        parameters=[_path_parameter("batch_id", "bat"), *_page_parameters(RESULTS_CURSOR_PATTERN)],
+        responses=_with_files(
+            _read_responses(
+                documents.Page[documents.BatchRow], _page(_BATCH_ROW), responses.NOT_FOUND, field_errors=_LIMIT_ERROR
+            )
+        ),
+    )
+
+
+def _idempotency_key(description: str) -> _Json:
+    return {
+        "name": "Idempotency-Key",
+        "in": "header",
+        "required": False,
+        "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[\\x21-\\x7e]+$"},
+        "description": description,
+    }
 
 
 def _own(name: str, shape: Any, example: _Json, *, is_list: bool = False) -> _Json:
@@ -361,10 +485,12 @@ def _response(description: str, schema: _Json, examples: dict[str, _Json], heade
     }
 
 
-def _with_csv(described: _Json) -> _Json:
+def _with_files(described: _Json) -> _Json:
+    """Add what a list also comes as: all of it, in CSV or NDJSON."""
     content = described["200"]["content"]
-    content["text/csv"] = {"schema": {"type": "string", "description": "The whole selection, `Accept: text/csv`"}}
-    described["200"]["headers"]["Content-Disposition"] = _header("Of a CSV file: its name", {"type": "string"})
+    for media_type in (CSV, NDJSON):
+        content[media_type] = {"schema": {"type": "string", "description": f"All rows, with `Accept: {media_type}`"}}
+    described["200"]["headers"]["Content-Disposition"] = _header("Of a file: its name", {"type": "string"})
     return described
 
 
@@ -432,6 +558,8 @@ def _schemas() -> _Json:
         documents.Page[documents.User],
         documents.Page[documents.Transaction],
         documents.Page[documents.OwnTransaction],
+        documents.Page[documents.Batch],
+        documents.Page[documents.BatchRow],
     ]
     _, schemas = msgspec.json.schema_components(shapes, ref_template=_reference("{name}"))
     return {

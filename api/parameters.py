@@ -24,11 +24,14 @@ _TIME = re.compile(
     r"([0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]{1,9})?)([Zz]|[-+ ][0-9]{2}:[0-5][0-9])\Z"
 )
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_USERS, _HISTORY = b"u", b"h"
+_USERS, _HISTORY, _BATCHES, _RESULTS = b"u", b"h", b"b", b"r"
+_ROW_BYTES = 3
 _TIME_BYTES = 7  # microseconds since 1970, until the year 4253
 
 # What cursors look like: base64url of the bytes above, of which each value is a place.
 USERS_CURSOR_PATTERN = "^d[Q-Za-f][A-Za-z0-9_-]{20}[AEIMQUYcgkosw048]$"
+BATCHES_CURSOR_PATTERN = "^Y[g-v][A-Za-z0-9_-]{20}[AEIMQUYcgkosw048]$"
+RESULTS_CURSOR_PATTERN = "^c[g-v][A-Za-z0-9_-]{3}[AQgw]$"
 HISTORY_CURSOR_PATTERN = "^a[A-P][A-Za-z0-9_-]{30}$"
 
 
@@ -75,26 +78,36 @@ class Parameters:
 
     def users_cursor(self) -> UUID | None:
         """Return the place where a page of payout users goes on; None for the first page."""
-        text = self._get("cursor")
-        if text is None:
-            return None
-        payload = _decode_cursor(_USERS, text)
-        if payload is None or len(payload) != 16:
-            self._refuse("cursor", "The cursor is invalid.")
-            return None
-        return UUID(bytes=payload)
+        payload = self._cursor(_USERS, 16)
+        return None if payload is None else UUID(bytes=payload)
+
+    def batches_cursor(self) -> UUID | None:
+        """Return the place where a page of payout batches goes on; None for the first page."""
+        payload = self._cursor(_BATCHES, 16)
+        return None if payload is None else UUID(bytes=payload)
+
+    def results_cursor(self) -> int | None:
+        """Return the row behind which a page of a batch's rows goes on; None for the first page."""
+        payload = self._cursor(_RESULTS, _ROW_BYTES)
+        return None if payload is None else int.from_bytes(payload)
 
     def history_cursor(self) -> Position | None:
         """Return the place where a page of transactions goes on; None for the first page."""
-        text = self._get("cursor")
-        if text is None:
-            return None
-        payload = _decode_cursor(_HISTORY, text)
-        if payload is None or len(payload) != _TIME_BYTES + 16:
-            self._refuse("cursor", "The cursor is invalid.")
+        payload = self._cursor(_HISTORY, _TIME_BYTES + 16)
+        if payload is None:
             return None
         created_at = _EPOCH + timedelta(microseconds=int.from_bytes(payload[:_TIME_BYTES]))
         return Position(created_at, UUID(bytes=payload[_TIME_BYTES:]))
+
+    def _cursor(self, kind: bytes, length: int) -> bytes | None:
+        text = self._get("cursor")
+        if text is None:
+            return None
+        payload = _decode_cursor(kind, text)
+        if payload is None or len(payload) != length:
+            self._refuse("cursor", "The cursor is invalid.")
+            return None
+        return payload
 
     def email(self) -> str | None:
         """Return the normalised e-mail that is looked for."""
@@ -169,6 +182,16 @@ class Parameters:
 def users_cursor(last: UUID) -> str:
     """Write the place behind a payout user."""
     return _encode_cursor(_USERS + last.bytes)
+
+
+def batches_cursor(last: UUID) -> str:
+    """Write the place behind a payout batch."""
+    return _encode_cursor(_BATCHES + last.bytes)
+
+
+def results_cursor(last: int) -> str:
+    """Write the place behind a row of a payout batch."""
+    return _encode_cursor(_RESULTS + last.to_bytes(_ROW_BYTES))
 
 
 def history_cursor(last: Position) -> str:

@@ -1,7 +1,6 @@
 """POST /payout/create: one call debits the business, credits the user and answers with the hash."""
 
 import asyncio
-import re
 from collections.abc import Iterable
 
 from litestar import asgi
@@ -13,6 +12,7 @@ from litestar.types import Receive, Scope, Send
 from api import responses
 from api.authentication import Authenticator, Identity
 from api.dispatcher import Dispatcher, TooManyWaitingError
+from api.idempotency import may_be_key
 from api.rate_limit import RateLimiter
 from api.responses import HEADERS_BY_SUCCESS, REFUSAL_BY_OUTCOME, Refusal
 from api.validation import NotAnObject, PayoutRequest, parse_payout_request
@@ -23,7 +23,6 @@ from core.ids import new_id
 from core.messages import Allocation
 
 PATH = "/payout/create"
-_IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}\Z")
 
 
 def create_payout_route(
@@ -57,13 +56,13 @@ def create_payout_route(
         if b"idempotency-key" in headers:
             # Surrounding white space is not part of a header's value.
             idempotency_key = headers[b"idempotency-key"].decode("latin-1").strip(" \t")
-        if not isinstance(parsed, PayoutRequest) or not _may_be(idempotency_key):
+        if not isinstance(parsed, PayoutRequest) or not may_be_key(idempotency_key):
             # Key and settings come first, and nothing reads them in a transaction for a bad request.
             look_up = asyncio.to_thread(_find_refusal_by_standing, database, identity)
             standing = await asyncio.wait_for(look_up, look_up_timeout_s)
             if standing is not None:
                 return await standing.send(send)
-            if not _may_be(idempotency_key):
+            if not may_be_key(idempotency_key):
                 return await responses.IDEMPOTENCY_KEY_MALFORMED.send(send)
             if isinstance(parsed, NotAnObject):
                 return await responses.NOT_AN_OBJECT.send(send)
@@ -113,10 +112,6 @@ async def _read(receive: Receive, max_bytes: int) -> bytes | None:
         parts.append(part)
         if not message.get("more_body", False):
             return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
-def _may_be(idempotency_key: str | None) -> bool:
-    return idempotency_key is None or _IDEMPOTENCY_KEY.match(idempotency_key) is not None
 
 
 def _find_refusal_by_standing(database: Database, identity: Identity) -> Refusal | None:

@@ -1,6 +1,6 @@
 """The one table that maps outcomes to HTTP, and the bodies of every documented error."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -87,14 +87,15 @@ async def send_json(send: Send, status_code: int, body: object, headers: Iterabl
     await send({"type": "http.response.body", "body": content, "more_body": False})
 
 
-def respond(answer: Answer) -> AnyResponse:
-    """Make the response of a handler of Litestar's: 200 with a document, or an error."""
+def respond(answer: Answer, status_code: int = 200, headers: Mapping[str, str] | None = None) -> AnyResponse:
+    """Make the response of a handler of Litestar's: a document with a status and headers, or an error."""
     if isinstance(answer, Refusal):
         return answer.response()
-    is_document = isinstance(answer, msgspec.Struct)
+    if not isinstance(answer, msgspec.Struct):
+        status_code, headers = 400, None
     return Response(
         msgspec.json.encode(answer),
-        status_code=200 if is_document else 400,
-        headers={"Cache-Control": "no-store"},
+        status_code=status_code,
+        headers={"Cache-Control": "no-store", **(headers or {})},
         media_type=MediaType.JSON,
     )

@@ -70,6 +70,7 @@ def _listing(selection: Selection) -> Listing[Transaction, Position]:
             "user_balance_after_dollars",
             "idempotency_key",
             "reverses",
+            "batch",
             "created_at",
         ),
         csv_row=_csv_row,
@@ -99,5 +100,6 @@ def _csv_row(row: Transaction) -> Iterable[Any]:
         None if user_balance is None else format_decimal(user_balance),
         shown.idempotency_key,
         shown.reverses,
+        shown.batch,
         shown.created_at,
     )

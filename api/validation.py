@@ -75,36 +75,38 @@ def _parse_slowly(body: bytes) -> PayoutRequest | FieldErrors | NotAnObject:
     fields = parse_object(body)
     if isinstance(fields, NotAnObject):
         return fields
-    email, email_errors = _check_email(fields.get("email"))
-    amount, amount_errors = _check_amount(fields.get("amount"))
+    email, email_errors = check_email(fields.get("email"))
+    amount, amount_errors = check_amount(fields.get("amount"))
     errors = {"email": email_errors, "amount": amount_errors}
     errors = {field: texts for field, texts in errors.items() if texts}
     return errors or PayoutRequest(email, amount)
 
 
-def _check_email(value: Any) -> tuple[str, list[str]]:
+def check_email(value: Any, name: str = "email") -> tuple[str, list[str]]:
+    """Return the normalised e-mail, or what every rule that it breaks has to say."""
     if is_missing(value):
-        return "", [EMAIL_REQUIRED]
+        return "", [f"The {name} field is required."]
     if not isinstance(value, str):
-        return "", [EMAIL_STRING, EMAIL_FORMAT]
+        return "", [f"The {name} must be a string.", f"The {name} must be a valid email address."]
     trimmed = value.strip()
     email = normalise_email(trimmed)
-    errors = [EMAIL_FORMAT] if email is None else []
+    errors = [f"The {name} must be a valid email address."] if email is None else []
     if len(trimmed) > EMAIL_MAX_CHARACTERS:
-        errors.append(EMAIL_MAX)
+        errors.append(f"The {name} may not be greater than {EMAIL_MAX_CHARACTERS} characters.")
     return email or "", errors
 
 
-def _check_amount(value: Any) -> tuple[int, list[str]]:
+def check_amount(value: Any, name: str = "amount") -> tuple[int, list[str]]:
+    """Return the amount in cents, or what every rule that it breaks has to say; numbers are decimals."""
     if is_missing(value):
-        return 0, [AMOUNT_REQUIRED]
+        return 0, [f"The {name} field is required."]
     if not isinstance(value, Decimal):
-        return 0, [AMOUNT_INTEGER]
-    errors = [] if value == value.to_integral_value() else [AMOUNT_INTEGER]
+        return 0, [f"The {name} must be an integer."]
+    errors = [] if value == value.to_integral_value() else [f"The {name} must be an integer."]
     if value < 1:
-        errors.append(AMOUNT_MIN)
+        errors.append(f"The {name} must be at least 1.")
     if value > ALLOCATION_MAX_CENTS:
-        errors.append(AMOUNT_MAX)
+        errors.append(f"The {name} may not be greater than {ALLOCATION_MAX_CENTS}.")
     return 0 if errors else int(value), errors
 
 

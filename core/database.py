@@ -122,14 +122,16 @@ class Database:
         )
 
     @classmethod
-    def from_settings(cls, settings: Settings) -> Self:
-        """Make the pool that a long-running process uses."""
+    def from_settings(
+        cls, settings: Settings, *, transaction_timeout_s: float | None = None, pool_size: int | None = None
+    ) -> Self:
+        """Make the pool that a long-running process uses, or one for work that takes longer."""
         return cls(
             settings.database_url,
-            transaction_timeout_s=settings.transaction_timeout_s,
+            transaction_timeout_s=transaction_timeout_s or settings.transaction_timeout_s,
             row_lock_timeout_s=settings.row_lock_timeout_s,
             connect_timeout_s=settings.database_connect_timeout_s,
-            pool_size=settings.database_pool_size,
+            pool_size=pool_size or settings.database_pool_size,
         )
 
     @contextmanager

@@ -33,6 +33,7 @@ class Transaction:
     user_balance_after: int | None
     idempotency_key: str | None
     reversed_id: UUID | None
+    batch_id: UUID | None
     created_at: datetime
 
 
@@ -64,6 +65,7 @@ _COLUMNS = (
     payout_transactions.c.user_balance_after,
     payout_transactions.c.idempotency_key,
     payout_transactions.c.reversed_id,
+    payout_transactions.c.batch_id,
     payout_transactions.c.created_at,
 )
 _SELECT = sa.select(*_COLUMNS).outerjoin_from(

@@ -53,6 +53,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     rate_limit_burst: Annotated[
         int, Meta(ge=0, le=1_000_000, description="calls that a key may make at once after a pause; 0: one second's")
     ] = 0
+    batch_stalled_after_s: Annotated[
+        float, _seconds("a payout batch on which nobody has worked for this long is sent to the workers again")
+    ] = 10.0
     resend_after_s: Annotated[float, _seconds("without a reply, a batch is published again")] = 1.0
     reply_timeout_s: Annotated[float, _seconds("an allocation's deadline, from its arrival")] = 6.0
     settle_timeout_s: Annotated[

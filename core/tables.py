@@ -12,6 +12,7 @@ from sqlalchemy import (
     Column,
     ForeignKey,
     Index,
+    Integer,
     LargeBinary,
     SmallInteger,
     Table,
@@ -108,6 +109,8 @@ payout_transactions = Table(
     Column("idempotency_attempt", SmallInteger, nullable=False, server_default="0"),
     Column("reversed_id", Uuid, nullable=True),
     _timestamp("created_at"),
+    # The payout batch that paid it.
+    Column("batch_id", Uuid, nullable=True),
     CheckConstraint("type IN ('funding', 'allocation', 'reversal')", name="type"),
     CheckConstraint("amount > 0", name="amount"),
     CheckConstraint("(type = 'funding') = (payout_user_id IS NULL)", name="payout_user_id"),
@@ -162,4 +165,50 @@ claims = Table(
     _timestamp("created_at"),
     _timestamp("withdrawn_at", nullable=True),
     Index("ix_claims_business_id_transaction_id", "business_id", "transaction_id"),
+)
+
+payout_batches = Table(
+    "payout_batches",
+    metadata,
+    Column("business_id", Uuid, primary_key=True),
+    Column("id", Uuid, primary_key=True),
+    Column("status", Text, nullable=False),
+    Column("total", Integer, nullable=False),
+    Column("amount", BigInteger, nullable=False),
+    Column("processed", Integer, nullable=False, server_default="0"),
+    _cents("allocated_amount"),
+    Column("idempotency_key", Text, nullable=True),
+    # Of the rows, in whatever format they came: tells whether a key is used for the same again.
+    Column("request_digest", LargeBinary, nullable=False),
+    _timestamp("created_at"),
+    _timestamp("updated_at"),
+    _timestamp("finished_at", nullable=True),
+    CheckConstraint("status IN ('queued', 'processing', 'completed', 'cancelled')", name="status"),
+    CheckConstraint("processed BETWEEN 0 AND total", name="processed"),
+    CheckConstraint("allocated_amount BETWEEN 0 AND amount", name="allocated_amount"),
+    CheckConstraint("(status IN ('completed', 'cancelled')) = (finished_at IS NOT NULL)", name="finished_at"),
+    CheckConstraint("(status = 'completed') = (processed = total)", name="completed"),
+    Index(
+        "uq_payout_batches_business_id_idempotency_key",
+        "business_id",
+        "idempotency_key",
+        unique=True,
+        postgresql_where=sa.text("idempotency_key IS NOT NULL"),
+    ),
+    Index("ix_payout_batches_updated_at", "updated_at", postgresql_where=sa.text("finished_at IS NULL")),
+)
+
+# Rows are never updated: how many of them are paid, in their order, the batch tells.
+payout_batch_items = Table(
+    "payout_batch_items",
+    metadata,
+    Column("business_id", Uuid, primary_key=True),
+    Column("batch_id", Uuid, primary_key=True),
+    Column("position", Integer, primary_key=True, autoincrement=False),
+    Column("id", Uuid, nullable=False),
+    Column("email", Text(collation="C"), nullable=False),
+    Column("hash_digest", LargeBinary, nullable=False),
+    Column("amount", BigInteger, nullable=False),
+    Column("reference", Text, nullable=True),
+    CheckConstraint("amount > 0", name="amount"),
 )

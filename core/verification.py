@@ -84,6 +84,56 @@ _REVERSALS = sa.text("""
     ORDER BY 1
 """)
 
+_RESERVATIONS = sa.text("""
+    SELECT COALESCE(businesses.id, batches.business_id), COALESCE(expected, 0), COALESCE(reserved_balance, 0)
+    FROM businesses
+    FULL JOIN (
+        SELECT business_id, SUM(amount - allocated_amount) AS expected
+        FROM payout_batches
+        WHERE finished_at IS NULL
+        GROUP BY business_id
+    ) AS batches ON batches.business_id = businesses.id
+    WHERE businesses.id IS NULL OR reserved_balance <> COALESCE(expected, 0)
+    ORDER BY 1
+""")
+
+_BATCH_AMOUNTS = sa.text("""
+    SELECT COALESCE(id, batch_id), COALESCE(history.amount, 0), COALESCE(allocated_amount, 0)
+    FROM payout_batches
+    FULL JOIN (
+        SELECT business_id, batch_id, COUNT(*) AS rows, SUM(amount) AS amount
+        FROM payout_transactions
+        WHERE batch_id IS NOT NULL AND type = 'allocation'
+        GROUP BY business_id, batch_id
+    ) AS history
+        ON history.business_id = payout_batches.business_id AND history.batch_id = payout_batches.id
+    WHERE id IS NULL OR allocated_amount <> COALESCE(history.amount, 0) OR processed <> COALESCE(history.rows, 0)
+    ORDER BY 1
+""")
+
+_BATCH_ITEMS = sa.text("""
+    SELECT COALESCE(id, batch_id), COALESCE(items.amount, 0), COALESCE(payout_batches.amount, 0)
+    FROM payout_batches
+    FULL JOIN (
+        SELECT business_id, batch_id, COUNT(*) AS rows, SUM(amount) AS amount
+        FROM payout_batch_items
+        GROUP BY business_id, batch_id
+    ) AS items ON items.business_id = payout_batches.business_id AND items.batch_id = payout_batches.id
+    WHERE id IS NULL OR payout_batches.amount <> COALESCE(items.amount, 0) OR total <> COALESCE(items.rows, 0)
+    ORDER BY 1
+""")
+
+# An item's id is its history row's, from the moment on that it is paid.
+_BATCH_ROWS = sa.text("""
+    SELECT items.id, items.amount, COALESCE(history.amount, 0)
+    FROM payout_batch_items AS items
+    JOIN payout_batches AS batch ON batch.business_id = items.business_id AND batch.id = items.batch_id
+    LEFT JOIN payout_transactions AS history ON history.business_id = items.business_id AND history.id = items.id
+        AND history.batch_id = items.batch_id
+    WHERE items.position < batch.processed AND history.amount IS DISTINCT FROM items.amount
+    ORDER BY 1
+""")
+
 _RULES = [
     (
         IdKind.BUSINESS,
@@ -92,6 +142,10 @@ _RULES = [
     ),
     (IdKind.PAYOUT_USER, _USERS, "balance must be allocations - reversals of the user's history"),
     (IdKind.PAYOUT_USER, _OWNERLESS_USERS, "the user must belong to a business"),
+    (IdKind.BUSINESS, _RESERVATIONS, "reserved_balance must be what its unfinished payout batches have not paid yet"),
+    (IdKind.BATCH, _BATCH_AMOUNTS, "what the payout batch has paid must be the allocations of its history"),
+    (IdKind.BATCH, _BATCH_ITEMS, "the payout batch's total and amount must be those of its rows"),
+    (IdKind.TRANSACTION, _BATCH_ROWS, "a paid row of a payout batch must be in the history with its amount"),
     (IdKind.TRANSACTION, _REVERSALS, "a reversal must undo an allocation of the same user and amount"),
 ]
 

@@ -1,14 +1,19 @@
 """The Celery application: what API and workers agree on. Nothing connects when it is made."""
 
 import ssl
+from uuid import UUID
 
 from celery import Celery
 from kombu.transport import TRANSPORT_ALIASES
 
+from core.ids import IdKind, format_id
 from core.settings import Settings
 
 ALLOCATE_TASK = "payouts.allocate"
 QUEUE = "allocations"
+PAY_CHUNK_TASK = "payouts.pay_batch_chunk"
+FIND_STALLED_TASK = "payouts.find_stalled_batches"
+BATCHES_QUEUE = "batches"
 RESULT_KEY_PREFIX = "celery-task-meta-"
 """Celery's own: a result is stored under this and the task id, and published on a channel of the same name."""
 RESULT_EXPIRES_S = 60
@@ -51,12 +56,35 @@ def create_celery(settings: Settings) -> Celery:
         task_serializer="json",
         result_serializer="json",
         task_default_queue=QUEUE,
+        task_routes={PAY_CHUNK_TASK: {"queue": BATCHES_QUEUE}, FIND_STALLED_TASK: {"queue": BATCHES_QUEUE}},
+        beat_schedule={
+            "find stalled batches": {
+                "task": FIND_STALLED_TASK,
+                "schedule": settings.batch_stalled_after_s,
+                # A look that comes late is as good as the next one.
+                "options": {"ignore_result": True, "expires": settings.batch_stalled_after_s},
+            }
+        },
+        # The schedule is fixed, so nothing needs to be remembered in a file.
+        beat_scheduler="celery.beat:Scheduler",
         worker_consumer="workers.consumer:Consumer",
         worker_prefetch_multiplier=1,
         # Concerns late acknowledgement only, which we do not use; leaving it out makes Celery warn about it.
         worker_cancel_long_running_tasks_on_connection_loss=True,
     )
     return celery
+
+
+def send_chunk(celery: Celery, business_id: UUID, batch_id: UUID, first: int) -> None:
+    """Send the task that pays a batch's rows from row `first` on."""
+    celery.send_task(
+        PAY_CHUNK_TASK,
+        args=[format_id(IdKind.BUSINESS, business_id), format_id(IdKind.BATCH, batch_id), first],
+        queue=BATCHES_QUEUE,
+        ignore_result=True,
+        argsrepr=f"payout batch {format_id(IdKind.BATCH, batch_id)} from row {first}",
+        kwargsrepr="{}",
+    )
 
 
 def _tls_options(url: str) -> dict[str, object] | None:

@@ -13,11 +13,14 @@ logger = logging.getLogger(__name__)
 
 _POLL_S = 0.005
 
-# Takes every lock that is free; answers 1 or 0 for each.
+# Takes every lock that is free; answers 1 or 0 for each, and leaves word where it is waited for.
 _ACQUIRE = """
 local taken = {}
 for i, key in ipairs(KEYS) do
     taken[i] = redis.call('SET', key, ARGV[1], 'NX', 'PX', ARGV[2]) and 1 or 0
+    if taken[i] == 0 then
+        redis.call('SET', key .. ':wanted', 1, 'PX', ARGV[2])
+    end
 end
 return taken
 """
@@ -43,6 +46,7 @@ class BusinessLocks:
     """Takes and gives back the locks of many businesses, each in one script call."""
 
     def __init__(self, client: redis.Redis, *, ttl_s: float, wait_s: float) -> None:
+        self._client = client
         self._acquire = client.register_script(_ACQUIRE)
         self._release = client.register_script(_RELEASE)
         self._ttl_ms = round(ttl_s * 1000)
@@ -66,6 +70,18 @@ class BusinessLocks:
                     missing -= group
             if missing and not group:
                 time.sleep(_POLL_S)
+
+    @contextmanager
+    def hold_politely(self, business_id: UUID) -> Iterator[None]:
+        """Hold one business's lock; afterwards, let those who waited for it go first."""
+        for _ in self.hold_in_turn([business_id]):
+            yield
+        try:
+            is_wanted = self._client.delete(f"{lock_key(business_id)}:wanted")
+        except redis.RedisError:
+            return  # `hold_in_turn` has said so
+        if is_wanted:
+            time.sleep(_POLL_S * 2)
 
     @contextmanager
     def _hold_free(self, business_ids: set[UUID]) -> Iterator[set[UUID] | None]:

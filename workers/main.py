@@ -16,6 +16,7 @@ from core.garbage import spare_what_stays
 from core.messages import BatchCodec
 from core.settings import Settings, SettingsError, load_settings
 from workers.app import create_celery
+from workers.batches import PayoutBatchWorker, register_batch_tasks
 from workers.locks import BusinessLocks
 from workers.tasks import BatchProcessor, register_tasks
 
@@ -29,9 +30,11 @@ def create_worker(settings: Settings) -> Celery:
         socket_connect_timeout=settings.redis_timeout_s,
         retry=Retry(NoBackoff(), 1),
     )
+    database = Database.from_settings(settings)
     locks = BusinessLocks(client, ttl_s=settings.lock_ttl_s, wait_s=settings.lock_wait_s)
-    processor = BatchProcessor(Database.from_settings(settings), locks, settings.hash_secret_bytes)
+    processor = BatchProcessor(database, locks, settings.hash_secret_bytes)
     register_tasks(celery, BatchCodec(settings.hash_secret_bytes), processor)
+    register_batch_tasks(celery, PayoutBatchWorker(celery, database, locks), settings.batch_stalled_after_s)
     return celery
 
 

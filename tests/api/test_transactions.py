@@ -43,6 +43,7 @@ COLUMNS = [
     "user_balance_after_dollars",
     "idempotency_key",
     "reverses",
+    "batch",
     "created_at",
 ]
 LONG_ROWS = 10_000
@@ -141,6 +142,7 @@ def test_an_allocation_is_shown_with_the_balances_after_it(
         "user_balance_after": 300,
         "idempotency_key": "order-17",
         "reverses": None,
+        "batch": None,
         "created_at": user["created_at"],
     }
     assert len(bytes.fromhex(row["id"].removeprefix("txn_"))) == 16
@@ -160,6 +162,7 @@ def test_a_funding_names_nobody(client: httpx.Client, account: Account) -> None:
         "user_balance_after": None,
         "idempotency_key": None,
         "reverses": None,
+        "batch": None,
         "created_at": row["created_at"],
     }
 
@@ -184,6 +187,7 @@ def test_a_reversal_names_what_it_undid(system: System, client: httpx.Client, ac
         "user_balance_after": 5,
         "idempotency_key": None,
         "reverses": allocation["id"],
+        "batch": None,
         "created_at": reversal["created_at"],
     }
     assert client.get(f"{PATH}/{reversal['id']}", headers=account.headers).json() == reversal
@@ -506,10 +510,10 @@ def test_csv_has_decimal_dollars_beside_cents(system: System, client: httpx.Clie
     user = rows[0]["user"]
     assert response.text.split("\r\n") == [
         ",".join(COLUMNS),
-        f"{ids[0]},reversal,{user},{EMAIL},123405,1234.05,USD,999993,9999.93,7,0.07,,{ids[1]},{times[0]}",
-        f"{ids[1]},allocation,{user},{EMAIL},123405,1234.05,USD,876588,8765.88,123412,1234.12,order-17,,{times[1]}",
-        f"{ids[2]},allocation,{user},{EMAIL},7,0.07,USD,999993,9999.93,7,0.07,,,{times[2]}",
-        f"{ids[3]},funding,,,1000000,10000.00,USD,1000000,10000.00,,,,,{times[3]}",
+        f"{ids[0]},reversal,{user},{EMAIL},123405,1234.05,USD,999993,9999.93,7,0.07,,{ids[1]},,{times[0]}",
+        f"{ids[1]},allocation,{user},{EMAIL},123405,1234.05,USD,876588,8765.88,123412,1234.12,order-17,,,{times[1]}",
+        f"{ids[2]},allocation,{user},{EMAIL},7,0.07,USD,999993,9999.93,7,0.07,,,,{times[2]}",
+        f"{ids[3]},funding,,,1000000,10000.00,USD,1000000,10000.00,,,,,,{times[3]}",
         "",
     ]
 

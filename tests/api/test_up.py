@@ -449,7 +449,7 @@ def test_with_servers_named_none_is_embedded_and_port_comes_from_the_environment
 
 
 # Last, since they disturb the `up` that the tests above share.
-@pytest.mark.parametrize(("part", "mark"), [("worker", "celery"), ("web", "uvicorn")])
+@pytest.mark.parametrize(("part", "mark"), [("worker", "allocations"), ("web", "uvicorn")])
 def test_killed_process_is_started_again_and_payments_go_on(running: Up, part: str, mark: str) -> None:
     (victim,) = find_part(running.home, mark)
     victim.kill()

@@ -66,7 +66,11 @@ def test_the_books_balance_after_work(database: Database, ids: dict[str, UUID]) 
     ("change", "expected"),
     [
         ("UPDATE businesses SET payout_balance = payout_balance + 1 WHERE id = :business", business_and()),
-        ("UPDATE businesses SET reserved_balance = reserved_balance + 1 WHERE id = :business", business_and()),
+        (
+            "UPDATE businesses SET reserved_balance = reserved_balance + 1, payout_balance = payout_balance - 1"
+            " WHERE id = :business",
+            business_and(),
+        ),
         ("UPDATE payout_users SET balance = balance + 1 WHERE id = :a", user("a")),
         ("UPDATE payout_users SET balance = 0 WHERE id = :a", user("a")),
         ("UPDATE payout_transactions SET amount = amount + 1 WHERE id = :kept", business_and("a")),

@@ -37,6 +37,6 @@ def test_every_check_of_schemathesis_passes(system: System, client: httpx.Client
         capture_output=True,
         text=True,
         cwd=tmp_path,
-        env=system.environment | {"PYTHONPATH": str(ROOT), "SCHEMATHESIS_HOOKS": "tests.api.schemathesis_hooks"},
+        env=system.environment | {"PYTHONPATH": str(ROOT), "SCHEMATHESIS_HOOKS": "tests.contract.schemathesis_hooks"},
     )
     assert run.returncode == 0, run.stdout + run.stderr

@@ -1,0 +1,148 @@
+"""Payout batches over HTTP: accept, list, show, and what became of each row."""
+
+from collections.abc import Iterable
+from typing import Any
+from uuid import UUID
+
+from litestar import get, route
+from litestar.handlers import HTTPRouteHandler
+from sqlalchemy import Connection
+
+from api import documents, responses
+from api.batch_intake import BatchIntake
+from api.batch_rows import find_format
+from api.calls import AnyRequest, BusinessCalls
+from api.lists import Listing, Lists
+from api.parameters import Parameters, batches_cursor, results_cursor
+from api.responses import AnyResponse, Refusal
+from core import payout_batches
+from core.credentials import payout_hash
+from core.ids import IdKind, format_id, parse_id
+from core.money import format_decimal
+from core.payout_batches import BatchResult, PayoutBatch, RowOutcome
+
+PATH = "/payout/batches"
+ITEM_PATH = "/payout/batches/{batch_id:str}"
+RESULTS_PATH = "/payout/batches/{batch_id:str}/results"
+BODY_MAX_BYTES = 32 * 2**20
+
+
+def batch_routes(calls: BusinessCalls, lists: Lists, intake: BatchIntake, hash_secret: bytes) -> list[HTTPRouteHandler]:
+    """Wire the endpoints."""
+
+    # One handler, since Litestar's answer to OPTIONS names the methods of one.
+    @route(PATH, http_method=["GET", "POST"], request_max_body_size=BODY_MAX_BYTES)
+    async def list_or_create_batches(request: AnyRequest) -> AnyResponse:
+        return await (_list(request, lists) if request.method == "GET" else _create(request, calls, intake))
+
+    @get(ITEM_PATH)
+    async def get_batch(request: AnyRequest, batch_id: str) -> AnyResponse:
+        return await calls.answer(request, lambda connection, business_id: _get(connection, business_id, batch_id))
+
+    @get(RESULTS_PATH)
+    async def list_results(request: AnyRequest, batch_id: str) -> AnyResponse:
+        parameters = Parameters.from_query(request.query_params.multi_items())
+        behind, limit = parameters.results_cursor(), parameters.limit()
+        listing = _results(batch_id, hash_secret)
+        return await lists.answer(request, parameters.errors, listing, behind, limit)
+
+    return [list_or_create_batches, get_batch, list_results]
+
+
+async def _list(request: AnyRequest, lists: Lists) -> AnyResponse:
+    parameters = Parameters.from_query(request.query_params.multi_items())
+    behind, limit = parameters.batches_cursor(), parameters.limit()
+    return await lists.answer(request, parameters.errors, _BATCHES, behind, limit)
+
+
+async def _create(request: AnyRequest, calls: BusinessCalls, intake: BatchIntake) -> AnyResponse:
+    identity = await calls.identify(request)
+    if isinstance(identity, Refusal):
+        return identity.response()
+    idempotency_key = request.headers.get("idempotency-key")
+    if idempotency_key is not None:
+        idempotency_key = idempotency_key.strip(" \t")
+    body = await request.body()
+    written_as = find_format(request.headers.get("content-type", ""))
+    accepted = await intake.accept(identity, body, written_as, idempotency_key)
+    if isinstance(accepted, Refusal | dict):
+        return responses.respond(accepted)
+    document = documents.Batch.of(accepted.batch)
+    headers = {"Location": f"{PATH}/{document.id}"}
+    if accepted.is_replay:
+        headers["Idempotent-Replayed"] = "true"
+    return responses.respond(document, 202, headers)
+
+
+_BATCHES: Listing[PayoutBatch, UUID] = Listing(
+    name="payout-batches",
+    read=lambda connection, business_id, behind, limit: payout_batches.list_batches(
+        connection, business_id, limit=limit, behind=behind
+    ),
+    place_of=lambda batch: batch.id,
+    write_cursor=batches_cursor,
+    document=documents.Batch.of,
+    csv_columns=("id", "status", "total", "processed", "amount_cents", "amount_dollars", "created_at", "finished_at"),
+    csv_row=lambda batch: (
+        format_id(IdKind.BATCH, batch.id),
+        batch.status,
+        batch.total,
+        batch.processed,
+        batch.amount,
+        format_decimal(batch.amount),
+        batch.created_at,
+        batch.finished_at,
+    ),
+)
+
+
+def _results(batch_id: str, hash_secret: bytes) -> Listing[BatchResult, int]:
+    def read(connection: Connection, business_id: UUID, behind: int | None, limit: int) -> list[BatchResult] | Refusal:
+        id_ = parse_id(IdKind.BATCH, batch_id)
+        batch = payout_batches.find_batch(connection, business_id, id_) if id_ else None
+        if batch is None:
+            return responses.NOT_FOUND
+        return payout_batches.list_results(connection, batch, limit=limit, behind=behind)
+
+    def document(row: BatchResult) -> documents.BatchRow:
+        is_allocated = row.outcome is RowOutcome.ALLOCATED
+        hash_ = payout_hash(hash_secret, row.business_id, row.email) if is_allocated else None
+        return documents.BatchRow.of(row, hash_)
+
+    def csv_row(row: BatchResult) -> Iterable[Any]:
+        shown = document(row)
+        return (
+            shown.row,
+            shown.email,
+            shown.amount,
+            format_decimal(shown.amount),
+            shown.reference,
+            shown.outcome,
+            shown.hash,
+            shown.transaction,
+        )
+
+    return Listing(
+        name="results",
+        read=read,
+        place_of=lambda row: row.position,
+        write_cursor=results_cursor,
+        document=document,
+        csv_columns=(
+            "row",
+            "email",
+            "amount_cents",
+            "amount_dollars",
+            "reference",
+            "outcome",
+            "hash",
+            "transaction",
+        ),
+        csv_row=csv_row,
+    )
+
+
+def _get(connection: Connection, business_id: UUID, batch_id: str) -> responses.Answer:
+    id_ = parse_id(IdKind.BATCH, batch_id)
+    batch = payout_batches.find_batch(connection, business_id, id_) if id_ else None
+    return documents.Batch.of(batch) if batch else responses.NOT_FOUND

@@ -1,0 +1,10 @@
+"""The header `Idempotency-Key`, as all calls that move money read it."""
+
+import re
+
+_KEY = re.compile(r"[\x21-\x7e]{1,255}\Z")
+
+
+def may_be_key(idempotency_key: str | None) -> bool:
+    """Tell whether a header's value may be a key; no header is fine."""
+    return idempotency_key is None or _KEY.match(idempotency_key) is not None

@@ -1,0 +1,24 @@
+"""What schemathesis is told beyond the document: which texts are e-mails, CSV and NDJSON by the product's rules."""
+
+from typing import Any
+
+import schemathesis
+from hypothesis import strategies as st
+
+EMAILS = st.from_regex(r"[a-z0-9]{1,20}@[a-z0-9]{1,20}\.[a-z]{2,5}", fullmatch=True)
+AMOUNTS = st.integers(1, 10_000)
+CSV_ROWS = st.builds("{},{}\r\n".format, EMAILS, AMOUNTS)
+NDJSON_ROWS = st.builds('{{"email": "{}", "amount": {}}}\n'.format, EMAILS, AMOUNTS)
+
+schemathesis.openapi.format("email", EMAILS)
+schemathesis.openapi.media_type(
+    "text/csv", st.lists(CSV_ROWS, min_size=1).map(lambda rows: ("email,amount\r\n" + "".join(rows)).encode())
+)
+schemathesis.openapi.media_type(
+    "application/x-ndjson", st.lists(NDJSON_ROWS, min_size=1).map(lambda rows: "".join(rows).encode())
+)
+
+
+@schemathesis.serializer("text/csv", "application/x-ndjson")
+def serialize_text(_: schemathesis.SerializationContext, value: Any) -> bytes:
+    return value if isinstance(value, bytes) else str(value).encode()

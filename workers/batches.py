@@ -1,0 +1,74 @@
+"""Working payout batches off: a task pays chunk after chunk for a moment, then hands on to the next task.
+
+Chunks are transactions of their own. A task names the row at which it begins: where another one has been there, it
+does nothing, so that copies of a message die out.
+"""
+
+import logging
+import time
+from uuid import UUID
+
+from celery import Celery
+
+from core import payout_batches
+from core.database import Database, describe_error
+from core.ids import IdKind, format_id, parse_id
+from workers.app import FIND_STALLED_TASK, PAY_CHUNK_TASK, send_chunk
+from workers.locks import BusinessLocks
+
+logger = logging.getLogger(__name__)
+
+CHUNK_ROWS = 500
+_TASK_S = 1.0
+_AGAIN_MAX = 3
+
+
+class PayoutBatchWorker:
+    """Pays payout batches, and lets synchronous calls of the same business go first."""
+
+    def __init__(self, celery: Celery, database: Database, locks: BusinessLocks) -> None:
+        self._celery = celery
+        self._database = database
+        self._locks = locks
+
+    def work(self, business_id: UUID, batch_id: UUID, first: int) -> None:
+        """Pay chunks for about a second, then send the task for the rest."""
+        give_up_at = time.monotonic() + _TASK_S
+        position: int | None = first
+        while position is not None and time.monotonic() < give_up_at:
+            with self._locks.hold_politely(business_id):
+                position = self._pay(business_id, batch_id, position)
+        if position is not None:
+            send_chunk(self._celery, business_id, batch_id, position)
+
+    def find_stalled(self, idle_s: float) -> None:
+        """Send the tasks of batches on which nobody has worked for a while: theirs were lost."""
+        with self._database.transaction() as connection:
+            stalled = payout_batches.find_stalled(connection, idle_s)
+        for business_id, batch_id, first in stalled:
+            logger.info("%s goes on from row %d", format_id(IdKind.BATCH, batch_id), first)
+            send_chunk(self._celery, business_id, batch_id, first)
+
+    def _pay(self, business_id: UUID, batch_id: UUID, first: int) -> int | None:
+        try:
+            with self._database.pipeline() as connection:
+                return payout_batches.pay_chunk(connection, business_id, batch_id, first, CHUNK_ROWS)
+        except Exception as error:  # noqa: BLE001 (whatever broke, the periodic task tries again)
+            logger.warning("%s stops at row %d: %s", format_id(IdKind.BATCH, batch_id), first, describe_error(error))
+            return None
+
+
+def register_batch_tasks(celery: Celery, worker: PayoutBatchWorker, idle_s: float) -> None:
+    """Make the tasks known to the worker."""
+
+    @celery.task(name=PAY_CHUNK_TASK, ignore_result=True)  # type: ignore[untyped-decorator]
+    def pay_chunk(business: str, batch: str, first: int) -> None:
+        business_id, batch_id = parse_id(IdKind.BUSINESS, business), parse_id(IdKind.BATCH, batch)
+        if business_id is None or batch_id is None or first < 0:
+            logger.error("a message was dropped: it names no payout batch")
+            return
+        worker.work(business_id, batch_id, first)
+
+    @celery.task(name=FIND_STALLED_TASK, ignore_result=True)  # type: ignore[untyped-decorator]
+    def find_stalled() -> None:
+        worker.find_stalled(idle_s)
