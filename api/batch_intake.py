@@ -2,20 +2,26 @@
 
 import asyncio
 import logging
+import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from uuid import UUID
 
 from celery import Celery
 
 from api import responses
 from api.authentication import Identity
 from api.batch_rows import BatchFormat, parse_rows
+from api.dispatcher import TooManyWaitingError
 from api.idempotency import may_be_key
 from api.responses import REFUSAL_BY_OUTCOME, Refusal
 from api.validation import FieldErrors, NotAnObject
 from core import payout_batches
 from core.api_keys import find_standing
-from core.database import Database
-from core.ids import new_id
+from core.businesses import lock_business
+from core.database import DATABASE_ERRORS, Database
+from core.ids import IdKind, format_id, new_id
 from core.messages import Outcome
 from core.payout_batches import Accepted, Offer
 from workers.app import send_chunk
@@ -23,7 +29,10 @@ from workers.app import send_chunk
 logger = logging.getLogger(__name__)
 
 _AT_ONCE_MAX = 2
+_ENTERED_MAX = 8
 TIMEOUT_S = 60.0
+_FIND_OUT_WITHIN_S = 20.0
+_AGAIN_AFTER_S = 0.2
 
 
 class _NotAcceptedError(Exception):
@@ -37,12 +46,29 @@ class _NotAcceptedError(Exception):
 class BatchIntake:
     """Takes batches in, few at a time: each may be 32 MiB, and has a transaction as long as its rows take."""
 
-    def __init__(self, database: Database, celery: Celery, hash_secret: bytes) -> None:
+    def __init__(self, database: Database, celery: Celery, hash_secret: bytes, *, timeout_s: float = TIMEOUT_S) -> None:
         self._database = database
         self._celery = celery
         self._hash_secret = hash_secret
+        self._timeout_s = timeout_s
         self._executor = ThreadPoolExecutor(_AT_ONCE_MAX, thread_name_prefix="batches")
-        self.under_way = 0
+        self._entered = 0
+
+    @contextmanager
+    def enter(self) -> Iterator[None]:
+        """Make room for one more upload, before its body is read.
+
+        Raises:
+            TooManyWaitingError: there is none.
+
+        """
+        if self._entered >= _ENTERED_MAX:
+            raise TooManyWaitingError
+        self._entered += 1
+        try:
+            yield
+        finally:
+            self._entered -= 1
 
     async def accept(
         self, identity: Identity, body: bytes, written_as: BatchFormat, idempotency_key: str | None
@@ -50,32 +76,40 @@ class BatchIntake:
         """Accept a batch as a whole, or say why not.
 
         Raises:
-            TimeoutError: nobody knows whether it was accepted; the idempotency key tells.
+            TimeoutError: it took too long; nothing was accepted.
 
         """
-        loop = asyncio.get_running_loop()
-        work = loop.run_in_executor(self._executor, self._accept, identity, body, written_as, idempotency_key)
-        return await asyncio.wait_for(work, TIMEOUT_S)
+        # Whoever works on it looks at the time itself: a thread that nobody waits for would go on to accept.
+        deadline = time.monotonic() + self._timeout_s
+        return await asyncio.get_running_loop().run_in_executor(
+            self._executor, self._accept, identity, body, written_as, idempotency_key, deadline
+        )
 
     def close(self) -> None:
         """Let go of the threads."""
         self._executor.shutdown(wait=False, cancel_futures=True)
 
     def _accept(
-        self, identity: Identity, body: bytes, written_as: BatchFormat, idempotency_key: str | None
+        self,
+        identity: Identity,
+        body: bytes,
+        written_as: BatchFormat,
+        idempotency_key: str | None,
+        deadline: float,
     ) -> Accepted | Refusal | FieldErrors:
+        _check(deadline)
         refusal = self._find_refusal(identity)
         if refusal is responses.UNAUTHORIZED:
             return refusal
         if not may_be_key(idempotency_key):
             return refusal or responses.IDEMPOTENCY_KEY_MALFORMED
-        rows = parse_rows(body, written_as)
+        rows = parse_rows(body, written_as, lambda: _check(deadline))
         if not isinstance(rows, list):
             return refusal or (responses.NOT_AN_OBJECT if isinstance(rows, NotAnObject) else rows)
         offer = Offer.of(identity.business_id, identity.api_key_id, rows, idempotency_key)
         answer = self._database.read(lambda connection: payout_batches.find_obstacle(connection, offer))
         if answer is None:
-            answer = self._load(offer)
+            answer = self._load(offer, deadline)
         if isinstance(answer, Outcome):
             return REFUSAL_BY_OUTCOME[answer]
         if not answer.is_replay:
@@ -88,7 +122,7 @@ class BatchIntake:
         )
         return None if standing is None else REFUSAL_BY_OUTCOME[standing]
 
-    def _load(self, offer: Offer) -> Accepted | Outcome:
+    def _load(self, offer: Offer, deadline: float) -> Accepted | Outcome:
         batch_id = new_id()
         try:
             with self._database.transaction() as connection:
@@ -96,9 +130,33 @@ class BatchIntake:
                 answer = payout_batches.accept(connection, offer, batch_id)
                 if isinstance(answer, Outcome) or answer.is_replay:
                     raise _NotAcceptedError(answer)
+                _check(deadline)
                 return answer
         except _NotAcceptedError as refused:
             return refused.answer
+        except DATABASE_ERRORS as error:
+            return self._find_out(offer, batch_id, error)
+
+    def _find_out(self, offer: Offer, batch_id: UUID, error: Exception) -> Accepted:
+        """Return the batch if it was committed after all: an answer of 500 says that nothing was debited.
+
+        Behind the business's lock, what was under way when the connection broke has ended.
+        """
+        give_up_at = time.monotonic() + _FIND_OUT_WITHIN_S
+        while True:
+            try:
+                with self._database.transaction() as connection:
+                    lock_business(connection, offer.business_id)
+                    batch = payout_batches.find_batch(connection, offer.business_id, batch_id)
+            except DATABASE_ERRORS:
+                if time.monotonic() >= give_up_at:
+                    logger.error("%s may be accepted, and was answered 500", format_id(IdKind.BATCH, batch_id))
+                    raise error from None
+                time.sleep(_AGAIN_AFTER_S)
+            else:
+                if batch is None:
+                    raise error
+                return Accepted(batch, is_replay=False)
 
     def _tell_workers(self, accepted: Accepted) -> None:
         """Send the first chunk's task; where that fails, the periodic task finds the batch."""
@@ -106,3 +164,8 @@ class BatchIntake:
             send_chunk(self._celery, accepted.batch.business_id, accepted.batch.id, 0)
         except Exception as error:  # noqa: BLE001 (kombu lets the errors of every transport through)
             logger.warning("a payout batch waits for the periodic task: %s", type(error).__name__)
+
+
+def _check(deadline: float) -> None:
+    if time.monotonic() >= deadline:
+        raise TimeoutError

@@ -1,5 +1,6 @@
 """Payout batches over HTTP: accept, list, show, and what became of each row."""
 
+import asyncio
 from collections.abc import Iterable
 from typing import Any
 from uuid import UUID
@@ -12,6 +13,7 @@ from api import documents, responses
 from api.batch_intake import BatchIntake
 from api.batch_rows import find_format
 from api.calls import AnyRequest, BusinessCalls
+from api.dispatcher import TooManyWaitingError
 from api.lists import Listing, Lists
 from api.parameters import Parameters, batches_cursor, results_cursor
 from api.responses import AnyResponse, Refusal
@@ -19,12 +21,12 @@ from core import payout_batches
 from core.credentials import payout_hash
 from core.ids import IdKind, format_id, parse_id
 from core.money import format_decimal
-from core.payout_batches import BatchResult, PayoutBatch, RowOutcome
+from core.payout_batches import BODY_MAX_BYTES, BatchResult, PayoutBatch, RowOutcome
 
 PATH = "/payout/batches"
 ITEM_PATH = "/payout/batches/{batch_id:str}"
+UPLOAD_TIMEOUT_S = 120.0
 RESULTS_PATH = "/payout/batches/{batch_id:str}/results"
-BODY_MAX_BYTES = 32 * 2**20
 
 
 def batch_routes(calls: BusinessCalls, lists: Lists, intake: BatchIntake, hash_secret: bytes) -> list[HTTPRouteHandler]:
@@ -62,9 +64,13 @@ async def _create(request: AnyRequest, calls: BusinessCalls, intake: BatchIntake
     idempotency_key = request.headers.get("idempotency-key")
     if idempotency_key is not None:
         idempotency_key = idempotency_key.strip(" \t")
-    body = await request.body()
     written_as = find_format(request.headers.get("content-type", ""))
-    accepted = await intake.accept(identity, body, written_as, idempotency_key)
+    try:
+        with intake.enter():
+            body = await asyncio.wait_for(request.body(), UPLOAD_TIMEOUT_S)
+            accepted = await intake.accept(identity, body, written_as, idempotency_key)
+    except TooManyWaitingError:
+        return responses.TOO_MANY_REQUESTS.response()
     if isinstance(accepted, Refusal | dict):
         return responses.respond(accepted)
     document = documents.Batch.of(accepted.batch)

@@ -36,10 +36,10 @@ class _LazyGroup(click.RichGroup):
     """Imports the administrators' commands, and SQLAlchemy with them, only where one is asked for."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
-        return ["up", *self._admin_commands()]
+        return ["up", "push", *self._admin_commands()]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
-        return up if cmd_name == "up" else self._admin_commands().get(cmd_name)
+        return {"up": up, "push": push}.get(cmd_name) or self._admin_commands().get(cmd_name)
 
     @staticmethod
     def _admin_commands() -> dict[str, click.Command]:
@@ -69,3 +69,22 @@ def cli() -> None:
 def up(host: str, port: int, data_dir: Path) -> None:
     """Run everything on this machine."""
     run_up(host, port, data_dir)
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--key", envvar="PAYOUTS_KEY", required=True, help="Secret API key; or $PAYOUTS_KEY, which nobody sees.")
+@click.option(
+    "--url", envvar="PAYOUTS_URL", default="http://127.0.0.1:8000", show_default=True, help="Server; or $PAYOUTS_URL."
+)
+@click.option("--decimal", is_flag=True, help="Amounts are in dollars, such as 10.50, and not in cents.")
+@click.option("--dry-run", is_flag=True, help="Check the file and the balance, and send nothing.")
+@click.option("--yes", is_flag=True, help="Do not ask on a terminal.")
+def push(file: Path, key: str, url: str, *, decimal: bool, dry_run: bool, yes: bool) -> None:
+    """Pay the rows of a CSV or NDJSON file: email, amount and, if wanted, reference.
+
+    The same file pays once, however often it is pushed: run it again after an interruption.
+    """
+    from api.push import run_push
+
+    run_push(file, url, key, in_dollars=decimal, is_dry_run=dry_run, is_confirmed=yes)

@@ -21,7 +21,7 @@ from api.validation import AMOUNT_MIN, EMAIL_FORMAT, FieldErrors
 from core.emails import EMAIL_MAX_CHARACTERS
 from core.history import TransactionType
 from core.money import ALLOCATION_MAX_CENTS
-from core.payout_batches import REFERENCE_MAX_CHARACTERS, ROWS_MAX
+from core.payout_batches import BODY_MAX_BYTES, REFERENCE_MAX_CHARACTERS, ROWS_MAX
 from core.payout_users import UserStatus
 
 PATHS = ("/schema", "/schema/openapi.json")
@@ -303,7 +303,7 @@ def _create_batch() -> _Json:
         "createPayoutBatch",
         "Pay a file's worth of people",
         "Payout batches",
-        description=f"Up to {ROWS_MAX} rows and {batches.BODY_MAX_BYTES // 2**20} MiB. All rows are checked first; "
+        description=f"Up to {ROWS_MAX} rows and {BODY_MAX_BYTES // 2**20} MiB. All rows are checked first; "
         "accepted means funded: the total is taken out of the payout balance at once, and the rows are paid in their "
         "order. References must differ within a batch.",
         parameters=[_idempotency_key("With the same key and rows, calls pay once. Keys do not expire.")],

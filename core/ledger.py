@@ -61,7 +61,8 @@ _READ_STATE = """
         )
 """
 
-# A key's latest attempt counts; the earlier ones were all reversed.
+# A key's latest attempt counts; the earlier ones were all reversed. A key may also have accepted a payout batch, which
+# is never what a single call asks for: no e-mail is empty.
 _READ_IDEMPOTENCY_USES = """
     SELECT latest.business_id, latest.idempotency_key, latest.id, email, amount, idempotency_attempt,
         EXISTS (
@@ -78,6 +79,10 @@ _READ_IDEMPOTENCY_USES = """
         LIMIT 1
     ) AS latest
     JOIN payout_users ON payout_users.business_id = latest.business_id AND payout_users.id = payout_user_id
+    UNION ALL
+    SELECT business_id, idempotency_key, id, '', amount, 0, FALSE
+    FROM unnest(%(business_ids)s::uuid[], %(idempotency_keys)s::text[]) AS wanted (business_id, idempotency_key)
+    JOIN payout_batches USING (business_id, idempotency_key)
 """
 
 _READ_CLAIMS = """

@@ -27,6 +27,8 @@ from core.messages import Outcome
 from core.tables import businesses, payout_batch_items, payout_batches
 
 ROWS_MAX = 100_000
+BODY_MAX_BYTES = 32 * 2**20
+"""What one payout batch's request may be."""
 REFERENCE_MAX_CHARACTERS = 255
 
 
@@ -172,6 +174,19 @@ _PAY = """
     FROM debit
     WHERE business_id = %(business_id)s AND payout_batches.id = %(batch_id)s
 """
+
+
+# A key belongs to the business, whatever it was used for. A reversal frees it.
+_KEY_HAS_PAID = sa.text("""
+    SELECT EXISTS (
+        SELECT FROM payout_transactions AS allocation
+        WHERE business_id = :business_id AND idempotency_key = :idempotency_key
+            AND NOT EXISTS (
+                SELECT FROM payout_transactions AS reversal
+                WHERE reversal.business_id = allocation.business_id AND reversal.reversed_id = allocation.id
+            )
+    )
+""")
 
 
 def find_obstacle(connection: Connection, offer: Offer) -> Accepted | Outcome | None:
@@ -364,12 +379,13 @@ def find_stalled(connection: Connection, idle_s: float) -> list[tuple[UUID, UUID
 def _find_replay(connection: Connection, offer: Offer) -> Accepted | Outcome | None:
     if offer.idempotency_key is None:
         return None
+    key = {"business_id": offer.business_id, "idempotency_key": offer.idempotency_key}
     query = sa.select(*_COLUMNS, payout_batches.c.request_digest).where(
         payout_batches.c.business_id == offer.business_id, payout_batches.c.idempotency_key == offer.idempotency_key
     )
     row = connection.execute(query).one_or_none()
     if row is None:
-        return None
+        return Outcome.IDEMPOTENCY_KEY_REUSED if connection.execute(_KEY_HAS_PAID, key).scalar_one() else None
     if bytes(row.request_digest) != offer.digest:
         return Outcome.IDEMPOTENCY_KEY_REUSED
     return Accepted(_batch(row), is_replay=True)

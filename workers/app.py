@@ -61,8 +61,8 @@ def create_celery(settings: Settings) -> Celery:
             "find stalled batches": {
                 "task": FIND_STALLED_TASK,
                 "schedule": settings.batch_stalled_after_s,
-                # A look that comes late is as good as the next one.
-                "options": {"ignore_result": True, "expires": settings.batch_stalled_after_s},
+                # Without an end: it would be by the clock of whoever sends, and clocks may be off.
+                "options": {"ignore_result": True},
             }
         },
         # The schedule is fixed, so nothing needs to be remembered in a file.

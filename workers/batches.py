@@ -20,7 +20,6 @@ logger = logging.getLogger(__name__)
 
 CHUNK_ROWS = 500
 _TASK_S = 1.0
-_AGAIN_MAX = 3
 
 
 class PayoutBatchWorker:

@@ -67,8 +67,7 @@ def test_the_books_balance_after_work(database: Database, ids: dict[str, UUID]) 
     [
         ("UPDATE businesses SET payout_balance = payout_balance + 1 WHERE id = :business", business_and()),
         (
-            "UPDATE businesses SET reserved_balance = reserved_balance + 1, payout_balance = payout_balance - 1"
-            " WHERE id = :business",
+            "UPDATE businesses SET reserved_balance = 1, payout_balance = payout_balance - 1 WHERE id = :business",
             business_and(),
         ),
         ("UPDATE payout_users SET balance = balance + 1 WHERE id = :a", user("a")),

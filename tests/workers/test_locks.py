@@ -73,7 +73,7 @@ def test_free_ones_go_first_and_the_others_follow(client: redis.Redis) -> None:
         else:
             assert client.exists(*map(lock_key, free)) == 0  # given back before the others are taken
     assert groups == [free, held]
-    assert [key for key in client.keys() if "wanted" not in str(key)] == []
+    assert [key for key in client.scan_iter() if "wanted" not in str(key)] == []
 
 
 def test_locks_that_come_free_one_by_one_are_taken_one_by_one(client: redis.Redis) -> None:

@@ -232,7 +232,7 @@ def test_business_locked_by_another_worker_comes_later(
     with database.transaction() as connection:
         order = sa.text("SELECT business_id FROM payout_transactions WHERE type = 'allocation' ORDER BY created_at")
         assert connection.execute(order).scalars().first() == free.business.id
-    assert [key for key in client.keys() if "wanted" not in str(key)] == []
+    assert [key for key in client.scan_iter() if "wanted" not in str(key)] == []
 
 
 def test_concurrent_batches_over_the_same_businesses_never_overdraw(database: Database, client: redis.Redis) -> None:
