@@ -41,7 +41,7 @@ def test_readme_documents_no_setting_that_is_gone() -> None:
     }
 
 
-@pytest.mark.parametrize("command", ["up", "migrate", "business", "key", "user", "verify"])
+@pytest.mark.parametrize("command", ["up", "push", "migrate", "business", "key", "user", "batch", "verify"])
 def test_readme_shows_every_command(command: str) -> None:
     assert f"payouts {command}" in README
     assert CliRunner().invoke(cli, [command, "--help"]).exit_code == 0
@@ -52,7 +52,7 @@ def test_no_command_is_missing_from_readme() -> None:
     assert all(f"payouts {command}" in README for command in listed)
 
 
-@pytest.mark.parametrize("name", ["web", "worker"])
+@pytest.mark.parametrize("name", ["web", "worker", "batches", "beat"])
 def test_compose_runs_the_procfile_lines(name: str) -> None:
     compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
     shell, option, command = compose["services"][name]["command"]
