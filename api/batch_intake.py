@@ -29,7 +29,7 @@ from workers.app import send_chunk
 logger = logging.getLogger(__name__)
 
 _AT_ONCE_MAX = 2
-_ENTERED_MAX = 8
+_ENTERED_MAX = 12  # of 32 MiB each at most
 TIMEOUT_S = 60.0
 _FIND_OUT_WITHIN_S = 20.0
 _AGAIN_AFTER_S = 0.2

@@ -81,7 +81,7 @@ def parse_rows(
             rows = _read_ndjson(body)
         else:
             try:
-                rows = [bytes(raw) for raw in msgspec.json.decode(body, type=_Body).allocations]
+                rows = map(bytes, msgspec.json.decode(body, type=_Body).allocations)
             except msgspec.ValidationError:
                 return _explain_json(body)
             except (msgspec.DecodeError, RecursionError):

@@ -62,6 +62,9 @@ class BatchRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
     reference: str | None = None
 
 
+_row_encoder = msgspec.msgpack.Encoder()
+
+
 @dataclass(frozen=True, slots=True)
 class PayoutBatch:
     """A payout batch; amounts in cents. The first `processed` of its `total` rows are paid."""
@@ -112,8 +115,10 @@ class Offer:
     @classmethod
     def of(cls, business_id: UUID, api_key_id: UUID, rows: Sequence[BatchRow], idempotency_key: str | None) -> "Offer":
         """Make an offer; its digest tells whether another one with the same key is the same."""
-        digest = hashlib.sha256(msgspec.msgpack.encode(rows)).digest()
-        return cls(business_id, api_key_id, rows, idempotency_key, digest)
+        digest = hashlib.sha256()
+        for row in rows:  # all at once would take as much memory again
+            digest.update(_row_encoder.encode(row))
+        return cls(business_id, api_key_id, rows, idempotency_key, digest.digest())
 
     @property
     def amount_cents(self) -> int:
@@ -283,6 +288,8 @@ def pay_chunk(connection: Connection, business_id: UUID, batch_id: UUID, first: 
     if not payouts_enabled or processed != first or status not in {BatchStatus.QUEUED, BatchStatus.PROCESSING}:
         return None
     end = min(first + rows_max, total)
+    # The planner takes freshly loaded rows for one, and would compare each row with each user.
+    driver.execute("SET LOCAL enable_nestloop = off")
     driver.execute(_PAY, key | {"first": first, "end": end, "payout_balance": payout_balance})
     return end if end < total else None
 

@@ -18,7 +18,7 @@ from workers.locks import BusinessLocks
 
 logger = logging.getLogger(__name__)
 
-CHUNK_ROWS = 500
+CHUNK_ROWS = 250
 _TASK_S = 1.0
 
 

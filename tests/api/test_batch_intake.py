@@ -117,7 +117,7 @@ def test_batch_whose_commit_broke_is_looked_up_before_the_answer(
 
 def test_uploads_at_once_are_bounded(intake: BatchIntake) -> None:
     with ExitStack() as stack:
-        for _ in range(8):
+        for _ in range(12):
             stack.enter_context(intake.enter())
         with pytest.raises(TooManyWaitingError), intake.enter():
             pass

@@ -12,6 +12,7 @@ from tests.bench.http_turn import (
 )
 from tests.bench.ledger_alone import LedgerAlone
 from tests.bench.measurements import Key, Summary
+from tests.bench.payout_batches import ALONE, BESIDE, CONNECTIONS, EXISTING, LARGEST, NEW, PayoutBatches
 from tests.bench.pgbench import CLIENTS, PGBENCH
 from tests.bench.systems import DIRECT_1, DIRECT_2, OURS, TEXTBOOK
 
@@ -46,14 +47,16 @@ class Row:
     best: str
     limit: float
     is_upper: bool
+    is_difference: bool = False
+    """The limit is of the difference, not of the ratio."""
 
     @property
-    def ratio(self) -> float:
-        return self.ours / self.theirs
+    def compared(self) -> float:
+        return self.ours - self.theirs if self.is_difference else self.ours / self.theirs
 
     @property
     def reached(self) -> bool:
-        return self.ratio <= self.limit if self.is_upper else self.ratio >= self.limit
+        return self.compared <= self.limit if self.is_upper else self.compared >= self.limit
 
 
 def _per_second(summary: Summary) -> float:
@@ -124,10 +127,14 @@ GOALS = [
 ]
 LEDGER = "ledger"
 LEDGER_RATIO_MIN = 0.7
-NAMES = [*(goal.name for goal in GOALS), LEDGER]
+BATCHES = "batches"
+BATCHES_RATIO_MIN = 0.6
+BATCHES_P99_RATIO_MAX = 4
+BATCHES_MEMORY_MB_MAX = 150
+NAMES = [*(goal.name for goal in GOALS), LEDGER, BATCHES]
 
 
-def compute_rows(summaries: Summaries, ledger: LedgerAlone | None) -> list[Row]:
+def compute_rows(summaries: Summaries, ledger: LedgerAlone | None, batches: PayoutBatches | None) -> list[Row]:
     """Return a row for each goal whose cases were all measured."""
     rows = [
         _row(goal, summaries)
@@ -147,7 +154,44 @@ def compute_rows(summaries: Summaries, ledger: LedgerAlone | None) -> list[Row]:
                 False,
             )
         )
+    if batches is not None:
+        rows += [_batch_speed(batches, NEW), _batch_speed(batches, EXISTING), _batch_p99(batches)]
+        rows.append(_batch_memory(batches))
     return rows
+
+
+def _batch_speed(batches: PayoutBatches, name: str) -> Row:
+    batch = batches.batches[name]
+    best, per_second = max(batches.server_side[name].items(), key=lambda each: each[1])
+    text = f"payout batch, {batch.rows:,} {name}, upload to last payment, against INSERT … SELECT"
+    return Row(f"{BATCHES}: {name}", text, batch.per_second, per_second, "/s", best, BATCHES_RATIO_MIN, False)
+
+
+def _batch_p99(batches: PayoutBatches) -> Row:
+    return Row(
+        f"{BATCHES}: latency",
+        f"p99 of synchronous calls on {CONNECTIONS} connections during payout batches, against without",
+        batches.loads[BESIDE].p99_us / 1000,
+        batches.loads[ALONE].p99_us / 1000,
+        " ms",
+        OURS,
+        BATCHES_P99_RATIO_MAX,
+        True,
+    )
+
+
+def _batch_memory(batches: PayoutBatches) -> Row:
+    return Row(
+        f"{BATCHES}: memory",
+        f"memory of the API, a payout batch of {batches.batches[LARGEST].body_mib:.1f} MiB, against idle",
+        batches.peak_mb,
+        batches.idle_mb,
+        " MB",
+        "idle",
+        BATCHES_MEMORY_MB_MAX,
+        True,
+        is_difference=True,
+    )
 
 
 def _row(goal: Goal, summaries: Summaries) -> Row:

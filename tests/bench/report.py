@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from core.database import Database
 from tests.bench.goals import Row, compute_rows
 from tests.bench.measurements import Key, Summary, summarise
+from tests.bench.payout_batches import PayoutBatches
 from tests.bench.scale import ALL_EMAILS, FEW_EMAILS, MEMORY_RATIO_MAX, SIZE_RATIO_MIN, ScaleFindings
 from tests.bench.suite import Findings
 from tests.servers import Servers
@@ -58,10 +59,11 @@ def format_machine(machine: Mapping[str, str]) -> str:
 def format_goals(rows: Sequence[Row]) -> str:
     lines = ["| | ours | against | ratio | goal | reached |", "|---|---:|---:|---:|---:|---|"]
     for row in rows:
-        limit = f"{'≤' if row.is_upper else '≥'} {row.limit:g}"
+        plus, unit = ("+", row.unit) if row.is_difference else ("", "")
+        limit = f"{'≤' if row.is_upper else '≥'} {plus}{row.limit:g}{unit}"
         lines.append(
             f"| {row.text} | {_number(row.ours)}{row.unit} | {_number(row.theirs)}{row.unit} ({row.best}) "
-            f"| {row.ratio:.2f} | {limit} | {'yes' if row.reached else 'no'} |"
+            f"| {plus}{row.compared:.2f}{unit} | {limit} | {'yes' if row.reached else 'no'} |"
         )
     return "\n".join(lines)
 
@@ -88,6 +90,27 @@ def format_measurements(summaries: Mapping[Key, Summary]) -> str:
     return "\n".join(lines)
 
 
+def format_payout_batches(found: PayoutBatches) -> str:
+    """Show each batch; times are from the beginning of the upload, processor time is microseconds for each row."""
+    heads = ["payout batch", "rows", "MiB", "accepted s", "paid s", "rows/s", "API µs", "worker µs"]
+    heads += ["PostgreSQL µs", "Valkey µs", "server-side, rows/s"]
+    lines = [f"| {' | '.join(heads)} |", f"|---|{'---:|' * (len(heads) - 2)}---|"]
+    for name, each in found.batches.items():
+        ways = found.server_side.get(name, {})
+        cells = [
+            name,
+            f"{each.rows:,}",
+            f"{each.body_mib:.1f}",
+            f"{each.accept_s:.2f}",
+            f"{each.paid_s:.2f}",
+            f"{each.per_second:,.0f}",
+            *(f"{each.cpu_us[part]:,.0f}" if part in each.cpu_us else "" for part in _PARTS),
+            ", ".join(f"{way.rpartition(', ')[2]} {rate:,.0f}" for way, rate in ways.items()),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def _number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.2f}"
 
@@ -98,16 +121,22 @@ class Report:
     def __init__(self, machine: Mapping[str, str], findings: Findings) -> None:
         self._machine = machine
         self._summaries = summarise(findings.measurements)
-        self._rows = compute_rows(self._summaries, findings.ledger)
+        self._payout_batches = findings.payout_batches
+        self._rows = compute_rows(self._summaries, findings.ledger, findings.payout_batches)
         self.problems = findings.problems
 
     def as_text(self) -> str:
         tables = [format_machine(self._machine), format_goals(self._rows), format_measurements(self._summaries)]
+        if self._payout_batches is not None:
+            tables.append(format_payout_batches(self._payout_batches))
         return "\n\n".join(tables)
 
     def as_json(self) -> str:
-        goals = [asdict(row) | {"ratio": row.ratio, "reached": row.reached} for row in self._rows]
-        return _as_json(self._machine, self._summaries, self.problems, {"goals": goals})
+        more: dict[str, Any] = {"goals": [_goal_document(row) for row in self._rows]}
+        if self._payout_batches is not None:
+            batches = self._payout_batches.batches.values()
+            more["payout_batches"] = [asdict(batch) | {"per_second": batch.per_second} for batch in batches]
+        return _as_json(self._machine, self._summaries, self.problems, more)
 
 
 class ScaleReport:
@@ -147,6 +176,11 @@ class ScaleReport:
                 text = f"memory of {part} at the end, against after a tenth of the time"
                 rows.append((text, ratio, f"≤ {MEMORY_RATIO_MAX:g}", ratio <= MEMORY_RATIO_MAX))
         return rows
+
+
+def _goal_document(row: Row) -> dict[str, Any]:
+    name = "difference" if row.is_difference else "ratio"
+    return asdict(row) | {name: row.compared, "reached": row.reached}
 
 
 def _as_json(

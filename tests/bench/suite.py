@@ -4,7 +4,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from tests.bench.accounts import Accounts
-from tests.bench.goals import GOALS, LEDGER, MANY
+from tests.bench.goals import BATCHES, GOALS, LEDGER, MANY
 from tests.bench.http_turn import (
     HOT,
     PACED,
@@ -20,6 +20,7 @@ from tests.bench.http_turn import (
 from tests.bench.ledger_alone import LedgerAlone, measure_ledger
 from tests.bench.load import LoadGenerator
 from tests.bench.measurements import Key, Measurement
+from tests.bench.payout_batches import PayoutBatches, Sizes, measure_payout_batches
 from tests.bench.pgbench import CLIENTS, PGBENCH, run_pgbench
 from tests.bench.progress import report_progress
 from tests.bench.systems import DIRECT_1, DIRECT_2, OURS, TEXTBOOK, run_service
@@ -37,12 +38,31 @@ class Durations:
     pgbench_s: int
     warm_up_s: int
     ledger_batches: int
+    payout_batches: Sizes
     all_informative: bool
     """Also what no goal needs, of the competitors."""
 
 
-FULL = Durations(rounds=2, main_s=4, other_s=2, pgbench_s=2, warm_up_s=2, ledger_batches=200, all_informative=True)
-SHORT = Durations(rounds=1, main_s=2, other_s=1, pgbench_s=1, warm_up_s=1, ledger_batches=30, all_informative=False)
+FULL = Durations(
+    rounds=2,
+    main_s=4,
+    other_s=2,
+    pgbench_s=2,
+    warm_up_s=2,
+    ledger_batches=200,
+    payout_batches=Sizes(rows=100_000, load_s=8, warm_up_s=2),
+    all_informative=True,
+)
+SHORT = Durations(
+    rounds=1,
+    main_s=2,
+    other_s=1,
+    pgbench_s=1,
+    warm_up_s=1,
+    ledger_batches=30,
+    payout_batches=Sizes(rows=5_000, load_s=2, warm_up_s=1),
+    all_informative=False,
+)
 
 
 @dataclass
@@ -51,6 +71,7 @@ class Findings:
 
     measurements: list[Measurement] = field(default_factory=list)
     ledger: LedgerAlone | None = None
+    payout_batches: PayoutBatches | None = None
     problems: list[str] = field(default_factory=list)
 
     def add(self, result: Result) -> None:
@@ -99,6 +120,12 @@ def run_suite(
         report_progress("the ledger alone")
         findings.ledger = measure_ledger(servers, accounts, durations.ledger_batches)
         findings.problems += findings.ledger.problems
+    if not only or BATCHES in only:
+        report_progress("payout batches")
+        found = measure_payout_batches(servers, accounts, generator, durations.payout_batches)
+        findings.payout_batches = found
+        findings.measurements += found.measurements
+        findings.problems += found.problems
     return findings
 
 

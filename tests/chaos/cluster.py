@@ -158,7 +158,7 @@ class Cluster:
         return self.named("worker")
 
     def start(self, name: str, **environment: str) -> Process:
-        """Start `web-…` or `worker-…`."""
+        """Start `web-…`, `worker-…`, `batches-…` or `beat-…`."""
         own = self.environment | {"PGAPPNAME": name}  # by which the database's sessions tell who they belong to
         kind = name.partition("-")[0]
         if kind == "web":
@@ -182,7 +182,10 @@ class Cluster:
 
     def _is_ready(self, process: Process) -> bool:
         assert process.is_running(), f"{process.name} ended"
-        if process.name.startswith("worker-"):
+        kind = process.name.partition("-")[0]
+        if kind == "beat":
+            return True  # it says nothing, and nobody waits for it
+        if kind in {"worker", "batches"}:
             return re.search(r"@\S+ ready\.", process.log_since_start()) is not None
         path = "ready" if any(worker.is_running() for worker in self.workers) else "live"
         try:
@@ -246,6 +249,8 @@ def run_cluster(
     *,
     webs: int = 1,
     workers: int = 2,
+    batches: int = 0,
+    beats: int = 0,
     proxied: bool = False,
     directory: Path | None = None,
     environments: Mapping[str, Mapping[str, str]] | None = None,
@@ -285,7 +290,8 @@ def run_cluster(
         cluster = Cluster(postgres, valkey, own, database, server, environment, links)
         stack.callback(cluster.end)
         try:
-            for name in [*(f"web-{n + 1}" for n in range(webs)), *(f"worker-{n + 1}" for n in range(workers))]:
+            counts = {"web": webs, "worker": workers, "batches": batches, "beat": beats}
+            for name in [f"{kind}-{n + 1}" for kind, count in counts.items() for n in range(count)]:
                 cluster.start(name, **(environments or {}).get(name, {}))
             cluster.wait_until_ready()
             yield cluster
