@@ -66,7 +66,7 @@ def create_celery(settings: Settings) -> Celery:
             }
         },
         # The schedule is fixed, so nothing needs to be remembered in a file.
-        beat_scheduler="celery.beat:Scheduler",
+        beat_scheduler="workers.schedule:PeriodicTasks",
         worker_consumer="workers.consumer:Consumer",
         worker_prefetch_multiplier=1,
         # Concerns late acknowledgement only, which we do not use; leaving it out makes Celery warn about it.

@@ -18,6 +18,8 @@ from core.settings import Settings, SettingsError, load_settings
 from workers.app import create_celery
 from workers.batches import PayoutBatchWorker, register_batch_tasks
 from workers.locks import BusinessLocks
+from workers.results import ReplyBackend
+from workers.schedule import PeriodicTasks
 from workers.tasks import BatchProcessor, register_tasks
 
 
@@ -49,6 +51,10 @@ def _quiet_celery(**_: object) -> None:
 def _spare_what_stays(**_: object) -> None:
     spare_what_stays()
 
+
+# Celery finds these by name. They are imported at once, because a signal that arrives in the middle of a later import
+# would need them half done.
+IMPORTED_BY_NAME = (ReplyBackend, PeriodicTasks)
 
 # Celery warns root of pickle, which `accept_content` refuses.
 warnings.filterwarnings("ignore", category=SecurityWarning)
