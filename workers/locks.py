@@ -46,6 +46,8 @@ class BusinessLocks:
     """Takes and gives back the locks of many businesses, each in one script call."""
 
     def __init__(self, client: redis.Redis, *, ttl_s: float, wait_s: float) -> None:
+        self.others_waited = False
+        """Whether somebody waited for the lock that was held politely last."""
         self._client = client
         self._acquire = client.register_script(_ACQUIRE)
         self._release = client.register_script(_RELEASE)
@@ -80,6 +82,7 @@ class BusinessLocks:
             is_wanted = self._client.delete(f"{lock_key(business_id)}:wanted")
         except redis.RedisError:
             return  # `hold_in_turn` has said so
+        self.others_waited = bool(is_wanted)
         if is_wanted:
             time.sleep(_POLL_S * 2)
 
