@@ -59,7 +59,14 @@ _COLUMNS = (
     payout_transactions.c.id,
     payout_transactions.c.type,
     payout_transactions.c.payout_user_id,
-    payout_users.c.email,
+    # One look-up for each row: a join was planned over all users of the business.
+    sa.select(payout_users.c.email)
+    .where(
+        payout_users.c.business_id == payout_transactions.c.business_id,
+        payout_users.c.id == payout_transactions.c.payout_user_id,
+    )
+    .scalar_subquery()
+    .label("email"),
     payout_transactions.c.amount,
     payout_transactions.c.payout_balance_after,
     payout_transactions.c.user_balance_after,
@@ -68,12 +75,7 @@ _COLUMNS = (
     payout_transactions.c.batch_id,
     payout_transactions.c.created_at,
 )
-_SELECT = sa.select(*_COLUMNS).outerjoin_from(
-    payout_transactions,
-    payout_users,
-    (payout_users.c.business_id == payout_transactions.c.business_id)
-    & (payout_users.c.id == payout_transactions.c.payout_user_id),
-)
+_SELECT = sa.select(*_COLUMNS)
 
 
 def list_transactions(
