@@ -1,4 +1,5 @@
-"""What schemathesis is told beyond the document: which texts are e-mails, CSV and NDJSON by the product's rules."""
+"""What schemathesis is told beyond the document: which texts are e-mails, CSV and NDJSON by the product's rules, and that
+no two rows of a batch bear the same reference, which JSON Schema has no word for."""
 
 from typing import Any
 
@@ -22,3 +23,13 @@ schemathesis.openapi.media_type(
 @schemathesis.serializer("text/csv", "application/x-ndjson")
 def serialize_text(_: schemathesis.SerializationContext, value: Any) -> bytes:
     return value if isinstance(value, bytes) else str(value).encode()
+
+
+@schemathesis.hook
+def filter_body(_: schemathesis.HookContext, body: Any) -> bool:
+    rows = body.get("allocations") if isinstance(body, dict) else None
+    if not isinstance(rows, list):
+        return True
+    given = [row.get("reference") for row in rows if isinstance(row, dict)]
+    references = [reference for reference in given if isinstance(reference, str)]
+    return len(set(references)) == len(references)
