@@ -6,7 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from uuid import UUID
 
-from core.api_keys import find_secret_keys, write_last_used
+from api.responses import REFUSAL_BY_OUTCOME, Refusal
+from core.api_keys import find_secret_keys, find_standing, write_last_used
 from core.credentials import digest_of, looks_like_secret_key
 from core.database import Database, describe_error
 
@@ -122,3 +123,9 @@ class Authenticator:
         if len(self._known) >= _CACHE_MAX:
             del self._known[next(iter(self._known))]
         self._known[digest] = identity
+
+
+def find_refusal(database: Database, identity: Identity) -> Refusal | None:
+    """Return why key or settings refuse a call, whatever it asks for; None where they do not."""
+    standing = database.read(lambda connection: find_standing(connection, identity.business_id, identity.api_key_id))
+    return None if standing is None else REFUSAL_BY_OUTCOME[standing]

@@ -11,14 +11,13 @@ from uuid import UUID
 from celery import Celery
 
 from api import responses
-from api.authentication import Identity
+from api.authentication import Identity, find_refusal
 from api.batch_rows import BatchFormat, parse_rows
 from api.dispatcher import TooManyWaitingError
 from api.idempotency import may_be_key
 from api.responses import REFUSAL_BY_OUTCOME, Refusal
 from api.validation import FieldErrors, NotAnObject
 from core import payout_batches
-from core.api_keys import find_standing
 from core.businesses import lock_business
 from core.database import DATABASE_ERRORS, Database
 from core.ids import IdKind, format_id, new_id
@@ -98,7 +97,7 @@ class BatchIntake:
         deadline: float,
     ) -> Accepted | Refusal | FieldErrors:
         _check(deadline)
-        refusal = self._find_refusal(identity)
+        refusal = find_refusal(self._database, identity)
         if refusal is responses.UNAUTHORIZED:
             return refusal
         if not may_be_key(idempotency_key):
@@ -115,12 +114,6 @@ class BatchIntake:
         if not answer.is_replay:
             self._tell_workers(answer)
         return answer
-
-    def _find_refusal(self, identity: Identity) -> Refusal | None:
-        standing = self._database.read(
-            lambda connection: find_standing(connection, identity.business_id, identity.api_key_id)
-        )
-        return None if standing is None else REFUSAL_BY_OUTCOME[standing]
 
     def _load(self, offer: Offer, deadline: float) -> Accepted | Outcome:
         batch_id = new_id()

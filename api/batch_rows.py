@@ -72,7 +72,7 @@ def parse_rows(
     body: bytes, written_as: BatchFormat, check_time: Callable[[], None] = lambda: None
 ) -> list[BatchRow] | FieldErrors | NotAnObject:
     """Read and check all rows of a batch; every thousand rows, `check_time` may raise to end it."""
-    checker = _Checker()
+    checker = RowChecker()
     try:
         _refuse_invalid_utf_8(body)
         if written_as is BatchFormat.CSV:
@@ -107,7 +107,7 @@ def _explain_json(body: bytes) -> FieldErrors | NotAnObject:
     return {"allocations": ["The allocations must be an array."]}
 
 
-class _Checker:
+class RowChecker:
     """Checks row after row, and keeps what is wrong with the first hundred that are."""
 
     def __init__(self) -> None:

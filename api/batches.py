@@ -14,6 +14,7 @@ from api.batch_intake import BatchIntake
 from api.batch_rows import find_format
 from api.calls import AnyRequest, BusinessCalls
 from api.dispatcher import TooManyWaitingError
+from api.idempotency import strip_key
 from api.lists import Listing, Lists
 from api.parameters import Parameters, batches_cursor, results_cursor
 from api.responses import AnyResponse, Refusal
@@ -61,9 +62,7 @@ async def _create(request: AnyRequest, calls: BusinessCalls, intake: BatchIntake
     identity = await calls.identify(request)
     if isinstance(identity, Refusal):
         return identity.response()
-    idempotency_key = request.headers.get("idempotency-key")
-    if idempotency_key is not None:
-        idempotency_key = idempotency_key.strip(" \t")
+    idempotency_key = strip_key(request.headers.get("idempotency-key"))
     written_as = find_format(request.headers.get("content-type", ""))
     try:
         with intake.enter():
@@ -104,8 +103,7 @@ _BATCHES: Listing[PayoutBatch, UUID] = Listing(
 
 def _results(batch_id: str, hash_secret: bytes) -> Listing[BatchResult, int]:
     def read(connection: Connection, business_id: UUID, behind: int | None, limit: int) -> list[BatchResult] | Refusal:
-        id_ = parse_id(IdKind.BATCH, batch_id)
-        batch = payout_batches.find_batch(connection, business_id, id_) if id_ else None
+        batch = _find(connection, business_id, batch_id)
         if batch is None:
             return responses.NOT_FOUND
         return payout_batches.list_results(connection, batch, limit=limit, behind=behind)
@@ -149,6 +147,10 @@ def _results(batch_id: str, hash_secret: bytes) -> Listing[BatchResult, int]:
 
 
 def _get(connection: Connection, business_id: UUID, batch_id: str) -> responses.Answer:
-    id_ = parse_id(IdKind.BATCH, batch_id)
-    batch = payout_batches.find_batch(connection, business_id, id_) if id_ else None
+    batch = _find(connection, business_id, batch_id)
     return documents.Batch.of(batch) if batch else responses.NOT_FOUND
+
+
+def _find(connection: Connection, business_id: UUID, batch_id: str) -> PayoutBatch | None:
+    id_ = parse_id(IdKind.BATCH, batch_id)
+    return payout_batches.find_batch(connection, business_id, id_) if id_ else None

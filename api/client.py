@@ -24,7 +24,6 @@ Where `may_have_paid` is true, call again with the error's `idempotency_key`: th
 """
 
 import json
-import random
 import re
 import time
 import uuid
@@ -34,11 +33,11 @@ from typing import Any, Self
 
 import httpx
 
-_BACKOFF_S = 0.2
+from api.retries import choose_backoff_s, may_be_api_key, parse_server_url, read_retry_after_s
+
 _BACKOFF_MAX_S = 10.0
 _RETRY_AFTER_MAX_S = 60.0
 _IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}\Z")
-_API_KEY = re.compile(r"[\x21-\x7e]+\Z")
 
 
 class PayoutsError(Exception):
@@ -151,10 +150,10 @@ class Payouts:
         if attempts < 1:
             text = "attempts must be at least 1"
             raise ValueError(text)
-        if not _API_KEY.match(str(key or "")):
+        if not may_be_api_key(str(key or "")):
             text = "key must be an API key, such as sk_live_…"
             raise ValueError(text)
-        if not _is_reachable(url):
+        if parse_server_url(url) is None:
             text = "url must be that of a server, such as https://payouts.example.com"
             raise ValueError(text)
         self._attempts = attempts
@@ -230,14 +229,12 @@ class Payouts:
                 found = _read(response, shape)
                 if not isinstance(found, PayoutsError):
                     return found
-                error, retry_after_s = found, _read_retry_after_s(response)
+                error, retry_after_s = found, read_retry_after_s(response, _RETRY_AFTER_MAX_S)
             may_have_paid |= isinstance(error, NotReachedError) and idempotency_key is not None
             if not isinstance(error, GaveUpError):
                 break
             if attempt < self._attempts:
-                # "Full jitter": callers that failed together do not come back together.
-                backoff_s = random.uniform(0, min(_BACKOFF_S * 2 ** min(attempt, 10), _BACKOFF_MAX_S))  # noqa: S311
-                time.sleep(max(backoff_s, retry_after_s))
+                time.sleep(max(choose_backoff_s(attempt, _BACKOFF_MAX_S), retry_after_s))
         if may_have_paid and isinstance(error, GaveUpError) and not isinstance(error, NotReachedError):
             unanswered = NotReachedError(
                 f"an attempt got no answer; the last one: {error}", status_code=error.status_code
@@ -247,15 +244,6 @@ class Payouts:
         error.idempotency_key = idempotency_key
         error.may_have_paid = may_have_paid
         raise error
-
-
-def _is_reachable(url: str) -> bool:
-    try:
-        request = httpx.Request("GET", url)
-    except (httpx.InvalidURL, UnicodeError, ValueError, TypeError):
-        return False
-    is_port = request.url.port is None or 0 < request.url.port < 65536
-    return request.url.scheme in {"http", "https"} and bool(request.url.host) and is_port
 
 
 def _read(response: httpx.Response, shape: dict[str, type]) -> list[Any] | PayoutsError:
@@ -293,8 +281,3 @@ def _make_error(response: httpx.Response, answer: dict[str, Any]) -> PayoutsErro
 
 def _are_texts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(text, str) for text in value)
-
-
-def _read_retry_after_s(response: httpx.Response) -> float:
-    text = response.headers.get("retry-after", "")
-    return min(float(text), _RETRY_AFTER_MAX_S) if text.isascii() and text.isdigit() else 0.0

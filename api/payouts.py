@@ -10,13 +10,12 @@ from litestar.handlers import ASGIRouteHandler
 from litestar.types import Receive, Scope, Send
 
 from api import responses
-from api.authentication import Authenticator, Identity
+from api.authentication import Authenticator, find_refusal
 from api.dispatcher import Dispatcher, TooManyWaitingError
-from api.idempotency import may_be_key
+from api.idempotency import may_be_key, strip_key
 from api.rate_limit import RateLimiter
-from api.responses import HEADERS_BY_SUCCESS, REFUSAL_BY_OUTCOME, Refusal
+from api.responses import HEADERS_BY_SUCCESS, REFUSAL_BY_OUTCOME
 from api.validation import NotAnObject, PayoutRequest, parse_payout_request
-from core.api_keys import find_standing
 from core.credentials import payout_hash
 from core.database import Database
 from core.ids import new_id
@@ -52,13 +51,11 @@ def create_payout_route(
         if body is None:
             return await responses.BODY_TOO_LARGE.send(send)
         parsed = parse_payout_request(body)
-        idempotency_key = None
-        if b"idempotency-key" in headers:
-            # Surrounding white space is not part of a header's value.
-            idempotency_key = headers[b"idempotency-key"].decode("latin-1").strip(" \t")
+        sent_key = headers.get(b"idempotency-key")
+        idempotency_key = None if sent_key is None else strip_key(sent_key.decode("latin-1"))
         if not isinstance(parsed, PayoutRequest) or not may_be_key(idempotency_key):
             # Key and settings come first, and nothing reads them in a transaction for a bad request.
-            look_up = asyncio.to_thread(_find_refusal_by_standing, database, identity)
+            look_up = asyncio.to_thread(find_refusal, database, identity)
             standing = await asyncio.wait_for(look_up, look_up_timeout_s)
             if standing is not None:
                 return await standing.send(send)
@@ -112,8 +109,3 @@ async def _read(receive: Receive, max_bytes: int) -> bytes | None:
         parts.append(part)
         if not message.get("more_body", False):
             return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
-def _find_refusal_by_standing(database: Database, identity: Identity) -> Refusal | None:
-    standing = database.read(lambda connection: find_standing(connection, identity.business_id, identity.api_key_id))
-    return None if standing is None else REFUSAL_BY_OUTCOME[standing]

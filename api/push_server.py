@@ -2,8 +2,6 @@
 
 import csv
 import itertools
-import random
-import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +13,7 @@ import msgspec
 import rich_click as click
 
 from api.push_file import Part, PushError, PushLimits, PushRow
+from api.retries import choose_backoff_s, may_be_api_key, parse_server_url, read_retry_after_s
 from core.payout_batches import RowOutcome
 
 _Found = TypeVar("_Found")
@@ -24,14 +23,12 @@ RESULT_COLUMNS = [
 ]  # fmt: skip
 _BATCHES_PATH = "/payout/batches"
 _PAGE_ROWS_MAX = 100
-_BACKOFF_S = 0.2
 _BACKOFF_MAX_S = 5.0
 _RETRY_AFTER_MAX_S = 30.0
 _RETRIES_BEFORE_NOTICE = 3
 _TIMEOUT = httpx.Timeout(20.0, connect=10.0)
 # The server itself gives up on taking a batch in after 60 s.
 _SEND_TIMEOUT = httpx.Timeout(90.0, connect=10.0)
-_API_KEY = re.compile(r"[\x21-\x7e]+\Z")
 
 
 class _PassingError(Exception):
@@ -74,7 +71,7 @@ class Server:
     """Calls the API. What fails in a way that passes is tried again, for as long as patience lasts."""
 
     def __init__(self, url: str, key: str, limits: PushLimits) -> None:
-        if not _API_KEY.match(key):
+        if not may_be_api_key(key):
             text = "--key must be an API key, such as sk_live_…"
             raise PushError(text)
         self._key = key
@@ -165,8 +162,7 @@ class Server:
                 raise PushError(text)
             if number == _RETRIES_BEFORE_NOTICE:
                 click.echo(f"Trying again for up to {patience_s:g} s: {trouble}.")
-            # "Full jitter": those who failed together do not come back together.
-            backoff_s = random.uniform(0, min(_BACKOFF_S * 2 ** min(number, 10), _BACKOFF_MAX_S))  # noqa: S311
+            backoff_s = choose_backoff_s(number, _BACKOFF_MAX_S)
             time.sleep(min(max(backoff_s, trouble.retry_after_s), give_up_at - now))
         raise AssertionError
 
@@ -193,7 +189,7 @@ class Server:
             return
         if status_code in {408, 429} or status_code >= 500:
             text = f"the server answered {status_code}"
-            raise _PassingError(text, _read_retry_after_s(response))
+            raise _PassingError(text, read_retry_after_s(response, _RETRY_AFTER_MAX_S))
         # A stranger may answer with what it was asked.
         said = response.text.replace(self._key, "…")
         try:
@@ -227,20 +223,11 @@ def renumber(rows: Iterator[list[str]], part: Part, file: TextIOWrapper) -> int:
 
 
 def _check_url(url: str) -> httpx.URL:
-    try:
-        checked = httpx.Request("GET", url).url
-    except (httpx.InvalidURL, UnicodeError, ValueError):
-        checked = httpx.URL()
-    is_port = checked.port is None or 0 < checked.port < 65536
-    if checked.scheme not in {"http", "https"} or not checked.host or not is_port or checked.userinfo:
+    parsed = parse_server_url(url)
+    if parsed is None or parsed.userinfo:
         text = "--url must be that of a server, such as https://payouts.example.com"
         raise PushError(text)
-    return checked
-
-
-def _read_retry_after_s(response: httpx.Response) -> float:
-    text = response.headers.get("retry-after", "")
-    return min(float(text), _RETRY_AFTER_MAX_S) if text.isascii() and text.isdigit() else 0.0
+    return parsed
 
 
 def _split_lines(chunks: Iterator[bytes]) -> Iterator[str]:

@@ -12,14 +12,10 @@ from core.money import ALLOCATION_MAX_CENTS
 
 FieldErrors = dict[str, list[str]]
 
-EMAIL_REQUIRED = "The email field is required."
-EMAIL_STRING = "The email must be a string."
-EMAIL_FORMAT = "The email must be a valid email address."
-EMAIL_MAX = f"The email may not be greater than {EMAIL_MAX_CHARACTERS} characters."
-AMOUNT_REQUIRED = "The amount field is required."
-AMOUNT_INTEGER = "The amount must be an integer."
-AMOUNT_MIN = "The amount must be at least 1."
-AMOUNT_MAX = f"The amount may not be greater than {ALLOCATION_MAX_CENTS}."
+_EMAIL_FORMAT = "The {} must be a valid email address."
+_AMOUNT_MIN = "The {} must be at least 1."
+EMAIL_FORMAT = _EMAIL_FORMAT.format("email")
+AMOUNT_MIN = _AMOUNT_MIN.format("amount")
 
 _EXPONENT_DIGITS_MAX = 6
 
@@ -87,10 +83,10 @@ def check_email(value: Any, name: str = "email") -> tuple[str, list[str]]:
     if is_missing(value):
         return "", [f"The {name} field is required."]
     if not isinstance(value, str):
-        return "", [f"The {name} must be a string.", f"The {name} must be a valid email address."]
+        return "", [f"The {name} must be a string.", _EMAIL_FORMAT.format(name)]
     trimmed = value.strip()
     email = normalise_email(trimmed)
-    errors = [f"The {name} must be a valid email address."] if email is None else []
+    errors = [_EMAIL_FORMAT.format(name)] if email is None else []
     if len(trimmed) > EMAIL_MAX_CHARACTERS:
         errors.append(f"The {name} may not be greater than {EMAIL_MAX_CHARACTERS} characters.")
     return email or "", errors
@@ -104,7 +100,7 @@ def check_amount(value: Any, name: str = "amount") -> tuple[int, list[str]]:
         return 0, [f"The {name} must be an integer."]
     errors = [] if value == value.to_integral_value() else [f"The {name} must be an integer."]
     if value < 1:
-        errors.append(f"The {name} must be at least 1.")
+        errors.append(_AMOUNT_MIN.format(name))
     if value > ALLOCATION_MAX_CENTS:
         errors.append(f"The {name} may not be greater than {ALLOCATION_MAX_CENTS}.")
     return 0 if errors else int(value), errors

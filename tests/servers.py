@@ -131,6 +131,16 @@ class System:
     def pay(self, client: httpx.Client, account: Account, email: str, amount: int) -> httpx.Response:
         return client.post("/payout/create", json={"email": email, "amount": amount}, headers=account.headers)
 
+    def read_paid(self, account: Account) -> tuple[int, int]:
+        """Return how many allocations a business has, and their sum in cents."""
+        query = sa.text(
+            "SELECT count(*), COALESCE(sum(amount), 0) FROM payout_transactions "
+            "WHERE business_id = :id AND type = 'allocation'"
+        )
+        with self.database.transaction() as connection:
+            count, total = connection.execute(query, {"id": account.business.id}).one()
+            return count, int(total)
+
     def logs(self) -> str:
         return "".join(path.read_text() for path in sorted(self.log_dir.glob("*.log")))
 

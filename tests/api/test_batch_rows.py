@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from api.batch_rows import ROWS_REPORTED_MAX, BatchFormat, _Checker, find_format, parse_rows
+from api.batch_rows import ROWS_REPORTED_MAX, BatchFormat, RowChecker, find_format, parse_rows
 from api.validation import FieldErrors, NotAnObject, parse_object
 from core.emails import normalise_email
 from core.money import ALLOCATION_MAX_CENTS
@@ -505,7 +505,7 @@ def test_a_quick_look_at_rows_and_a_close_one_agree(rows: list[str]) -> None:
     parsed = parse_rows(f'{{"allocations": [{", ".join(rows)}]}}'.encode(), JSON)
     if isinstance(parsed, NotAnObject):
         return
-    closely = _Checker()
+    closely = RowChecker()
     for row in rows:
         fields = parse_object(row.encode())
         checked = closely._check(None if isinstance(fields, NotAnObject) else fields)

@@ -116,17 +116,6 @@ def write_rows(directory: Path, count: int, cents: int = 100, name: str = "payou
     return write(directory, "email,amount,reference\n" + rows, name)
 
 
-def paid(system: System, account: Account) -> tuple[int, int]:
-    """Return how many allocations a business has, and their sum in cents."""
-    query = sa.text(
-        "SELECT count(*), COALESCE(sum(amount), 0) FROM payout_transactions "
-        "WHERE business_id = :id AND type = 'allocation'"
-    )
-    with system.database.transaction() as connection:
-        count, total = connection.execute(query, {"id": account.business.id}).one()
-        return count, int(total)
-
-
 def batches_of(system: System, account: Account) -> list[payout_batches.PayoutBatch]:
     """Return a business's batches, newest first."""
     with system.database.transaction() as connection:
@@ -366,7 +355,7 @@ def test_push_pays_every_row_and_writes_the_results(
     results = tmp_path / "payouts.csv.results.csv"
     assert sorted(tmp_path.iterdir()) == [path, results]
     assert stat.S_IMODE(results.stat().st_mode) == 0o600
-    assert paid(system, account) == (3, 355)
+    assert system.read_paid(account) == (3, 355)
     assert verify_books(system.database).balanced
 
 
@@ -377,7 +366,7 @@ def test_command_takes_key_and_url_from_its_environment(
     monkeypatch.setenv("PAYOUTS_URL", system.base_url)
     done = command(write(tmp_path, "email,amount\na@example.com,10.50\n"), "--decimal")
     assert (done.exit_code, done.stderr) == (0, "")
-    assert paid(system, account) == (1, 1050)
+    assert system.read_paid(account) == (1, 1050)
     assert account.secret_key not in done.stdout
 
 
@@ -391,7 +380,7 @@ def test_several_batches_are_numbered_through(system: System, account: Account, 
     assert [row["row"] for row in rows] == [str(number) for number in range(8)]
     assert [row["reference"] for row in rows] == [f"ref-{number}" for number in range(8)]
     assert [batch.total for batch in batches_of(system, account)] == [2, 3, 3]
-    assert paid(system, account) == (8, 800)
+    assert system.read_paid(account) == (8, 800)
 
 
 def test_dry_run_shows_and_sends_nothing(system: System, account: Account, command: Run, tmp_path: Path) -> None:
@@ -424,7 +413,7 @@ def test_pushing_again_pays_once_even_with_nothing_left(system: System, push: Ru
     assert "An earlier run seems to have sent this file: bat_" in again.stdout
     assert again.stdout.count("was accepted by an earlier run, and is not paid again") == 3
     assert (tmp_path / "payouts.csv.results.csv").read_bytes() == before
-    assert paid(system, account) == (8, 800)
+    assert system.read_paid(account) == (8, 800)
     other = write_rows(tmp_path, 8, 101, "other.csv")
     push(other, key=account.secret_key).assert_refused("$0.00, which is $8.08 too little")
 
@@ -494,7 +483,7 @@ def test_batch_that_waits_and_is_cancelled_is_told(system: System, account: Acco
         ("cancelled", "", ""),
         ("cancelled", "", ""),
     ]
-    assert paid(system, account) == (0, 0)
+    assert system.read_paid(account) == (0, 0)
     with system.database.transaction() as connection:
         businesses.set_payouts_enabled(connection, account.business.id, enabled=True)
     push(path).assert_refused("2 rows of 2 not paid: cancelled: ")
@@ -583,7 +572,7 @@ def test_call_that_breaks_pays_once(
     assert (done.exit_code, done.stderr) == (0, "")
     assert [proxy.keys[0] == proxy.keys[1], proxy.keys[2] == proxy.keys[3], len(set(proxy.keys))] == [True, True, 2]
     assert [row["row"] for row in read_results(path)] == ["0", "1", "2", "3"]
-    assert paid(system, account) == (4, 400)
+    assert system.read_paid(account) == (4, 400)
     assert account.secret_key not in done.stdout
 
 
@@ -596,7 +585,7 @@ def test_killed_push_is_run_again_and_pays_once(system: System, account: Account
     assert (done.exit_code, done.stderr) == (0, "")
     assert done.stdout.count("is not paid again: bat_") == 2
     assert outcomes(path) == ["allocated"] * 4
-    assert paid(system, account) == (4, 400)
+    assert system.read_paid(account) == (4, 400)
 
 
 def test_interrupted_push_says_how_to_go_on_and_pays_once(
@@ -614,7 +603,7 @@ def test_interrupted_push_says_how_to_go_on_and_pays_once(
     done = push(path)
     assert done.exit_code == 0
     assert done.stdout.count("is not paid again: bat_") == 1
-    assert paid(system, account) == (4, 400)
+    assert system.read_paid(account) == (4, 400)
 
 
 def test_push_that_lost_its_money_halfway_goes_on_after_a_top_up(system: System, push: Run, tmp_path: Path) -> None:
@@ -632,7 +621,7 @@ def test_push_that_lost_its_money_halfway_goes_on_after_a_top_up(system: System,
     fund(system, account, 100)
     assert push(path, key=account.secret_key).exit_code == 0
     assert outcomes(path) == ["allocated"] * 6
-    assert paid(system, account) == (7, 700)
+    assert system.read_paid(account) == (7, 700)
     assert verify_books(system.database).balanced
 
 
@@ -704,7 +693,7 @@ def test_results_that_cannot_be_written_are_told_after_paying(
     path = write_rows(tmp_path, 1)
     (tmp_path / "payouts.csv.results.csv").mkdir()
     push(path).assert_refused("All batches are finished, but the results cannot be written", "Run the same command")
-    assert paid(system, account) == (1, 100)
+    assert system.read_paid(account) == (1, 100)
     assert len(list(tmp_path.iterdir())) == 2
 
 
@@ -742,7 +731,7 @@ def test_terminal_asks_and_draws_a_bar(system: System, account: Account, tmp_pat
     assert "/s" in screen
     assert "5 of 5 rows allocated. Results: " in screen
     assert account.secret_key not in screen
-    assert paid(system, account) == (5, 500)
+    assert system.read_paid(account) == (5, 500)
 
 
 def test_terminal_that_says_no_sends_nothing(system: System, account: Account, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from core.database import Database
 from core.ids import IdKind, format_id
 from core.payout_batches import BatchStatus, PayoutBatch
 from core.settings import load_settings
-from tests.core.test_payout_batches import (
+from tests.core.batch_builders import (
     accept,
     assert_books_balance,
     cancel,
