@@ -17,7 +17,7 @@ from api.dispatcher import TooManyWaitingError
 from api.idempotency import may_be_key
 from api.responses import REFUSAL_BY_OUTCOME, Refusal
 from api.validation import FieldErrors, NotAnObject
-from core import payout_batches
+from core import metrics, payout_batches
 from core.api_keys import find_standing
 from core.businesses import lock_business
 from core.database import DATABASE_ERRORS, Database
@@ -63,6 +63,7 @@ class BatchIntake:
 
         """
         if self._entered >= _ENTERED_MAX:
+            metrics.TOO_MANY_REQUESTS.labels("uploads").inc()
             raise TooManyWaitingError
         self._entered += 1
         try:
@@ -113,6 +114,8 @@ class BatchIntake:
         if isinstance(answer, Outcome):
             return REFUSAL_BY_OUTCOME[answer]
         if not answer.is_replay:
+            metrics.PAYOUT_BATCHES_ACCEPTED.inc()
+            metrics.PAYOUT_BATCH_ROWS_ACCEPTED.inc(answer.batch.total)
             self._tell_workers(answer)
         return answer
 
