@@ -115,11 +115,12 @@ class Counter(prometheus_client.Counter):
 class Measured(Collector):
     """A gauge that is measured when somebody asks; what cannot be measured has no sample."""
 
-    def __init__(self, name: str, documentation: str, label_names: Sequence[str] = ()) -> None:
+    def __init__(
+        self, name: str, documentation: str, label_names: Sequence[str] = (), *, registry: CollectorRegistry = API
+    ) -> None:
         self._family = (name, documentation, label_names)
         self._values: dict[tuple[str, ...], float] = {}
-        MEASURED.append(self)
-        API.register(self)
+        registry.register(self)
 
     def replace(self, measured: Mapping[tuple[str, ...], float]) -> None:
         """Give these values out from now on, by the values of the labels."""
@@ -140,7 +141,6 @@ class Measured(Collector):
 
 
 _noting: list[Histogram | Counter] = []
-MEASURED: list[Measured] = []
 
 
 def count_what_was_noted() -> None:
@@ -361,7 +361,8 @@ def render_api(accept: str) -> tuple[bytes, str]:
     if IS_SHARED:
         registry = CollectorRegistry()
         registry.register(_AllSiblings())
-        for measured in MEASURED:
-            registry.register(measured)
+        for metric in globals().values():
+            if isinstance(metric, Measured):
+                registry.register(metric)
     encode, content_type = choose_encoder(accept)
     return encode(registry), content_type

@@ -7,7 +7,6 @@ from celery import Celery
 from kombu.connection import Connection
 
 from workers.app import BATCHES_QUEUE, QUEUE
-from workers.transport import Channel
 
 QUEUES = (QUEUE, BATCHES_QUEUE)
 
@@ -46,10 +45,12 @@ class QueueWatch:
 
     def _look_at(self, connection: Connection, queue: str) -> QueueState | None:
         channel: Any = connection.default_channel
+        read_age_s = getattr(channel, "read_oldest_age_s", None)  # our transport's, on Redis
         try:
             messages = channel.queue_declare(queue=queue, passive=True).message_count
         except connection.channel_errors:
             # Redis forgets an empty queue; on another broker, nobody has declared it yet.
-            return QueueState(queue, 0, 0.0) if isinstance(channel, Channel) else None
-        age_s = channel.read_oldest_age_s(queue) if isinstance(channel, Channel) else 0.0 if messages == 0 else None
-        return QueueState(queue, messages, age_s)
+            return None if read_age_s is None else QueueState(queue, 0, 0.0)
+        if read_age_s is not None:
+            return QueueState(queue, messages, read_age_s(queue))
+        return QueueState(queue, messages, 0.0 if messages == 0 else None)
