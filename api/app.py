@@ -22,6 +22,7 @@ from api.clock import DatabaseClock
 from api.dispatcher import Dispatcher
 from api.health import health_routes
 from api.lists import Lists
+from api.metrics import Exporter, metrics_route
 from api.openapi import openapi_route
 from api.payout_hash import payout_hash_routes
 from api.payout_users import payout_user_routes
@@ -31,6 +32,7 @@ from api.replies import Replies
 from api.request_id import add_request_id
 from api.responses import Refusal
 from api.settler import Settler
+from api.traffic import count_requests
 from api.transactions import transaction_routes
 from core.database import Database, describe_error
 from core.errors import UserError
@@ -85,11 +87,22 @@ def create_app(settings: Settings) -> Litestar:
     settler = Settler(database, timeout_s=settings.settle_timeout_s)
     dispatcher = Dispatcher(settings, clock, publisher, replies, settler)
 
+    exporter = Exporter(
+        settings, {"calls": database, "uploads": batch_database}, redis, celery, dispatcher, replies, settler
+    )
+
     @asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncIterator[None]:
         await asyncio.to_thread(clock.measure)
         spare_what_stays()
-        endless = (replies.listen(), clock.keep_fresh(), dispatcher.sweep(), authenticator.keep_uses_written())
+        endless = (
+            replies.listen(),
+            clock.keep_fresh(),
+            dispatcher.sweep(),
+            dispatcher.keep_probing(),
+            authenticator.keep_uses_written(),
+            exporter.keep_counting(),
+        )
         background = [asyncio.create_task(work) for work in endless]
         try:
             yield
@@ -97,6 +110,7 @@ def create_app(settings: Settings) -> Litestar:
             await dispatcher.close(settings.reply_timeout_s + settings.settle_timeout_s)
             await _cancel(background)
             await asyncio.to_thread(authenticator.write_uses)
+            exporter.close()
             settler.close()
             threads.close()
             intake.close()
@@ -115,7 +129,7 @@ def create_app(settings: Settings) -> Litestar:
         body_max_bytes=settings.request_body_max_bytes,
         look_up_timeout_s=settings.settle_timeout_s,
     )
-    return Litestar(
+    app = Litestar(
         [
             create_payout,
             balance_route(calls),
@@ -124,6 +138,7 @@ def create_app(settings: Settings) -> Litestar:
             *transaction_routes(calls, lists),
             *batch_routes(calls, lists, intake, settings.hash_secret_bytes),
             *health_routes(database, replies, dispatcher),
+            metrics_route(exporter),
             openapi_route(),
         ],
         lifespan=[lifespan],
@@ -133,6 +148,9 @@ def create_app(settings: Settings) -> Litestar:
         openapi_config=None,
         request_max_body_size=settings.request_body_max_bytes,
     )
+    # Outside of routing, so that what matches no route is counted too.
+    app.asgi_handler = count_requests(app.asgi_handler)
+    return app
 
 
 async def _cancel(tasks: list[asyncio.Task[None]]) -> None:

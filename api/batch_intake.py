@@ -17,7 +17,7 @@ from api.dispatcher import TooManyWaitingError
 from api.idempotency import may_be_key
 from api.responses import REFUSAL_BY_OUTCOME, Refusal
 from api.validation import FieldErrors, NotAnObject
-from core import payout_batches
+from core import metrics, payout_batches
 from core.businesses import lock_business
 from core.database import DATABASE_ERRORS, Database
 from core.ids import IdKind, format_id, new_id
@@ -62,6 +62,7 @@ class BatchIntake:
 
         """
         if self._entered >= _ENTERED_MAX:
+            metrics.TOO_MANY_REQUESTS.labels("uploads").inc()
             raise TooManyWaitingError
         self._entered += 1
         try:
@@ -112,6 +113,8 @@ class BatchIntake:
         if isinstance(answer, Outcome):
             return REFUSAL_BY_OUTCOME[answer]
         if not answer.is_replay:
+            metrics.PAYOUT_BATCHES_ACCEPTED.inc()
+            metrics.PAYOUT_BATCH_ROWS_ACCEPTED.inc(answer.batch.total)
             self._tell_workers(answer)
         return answer
 

@@ -14,6 +14,7 @@ from api.authentication import Authenticator, Identity
 from api.dispatcher import TooManyWaitingError
 from api.rate_limit import RateLimiter
 from api.responses import Refusal
+from core import metrics
 from core.api_keys import find_standing
 from core.database import Database
 from core.messages import Outcome
@@ -43,6 +44,7 @@ class DatabaseThreads:
 
         """
         if self._waiting >= _WAITING_MAX:
+            metrics.TOO_MANY_REQUESTS.labels("database").inc()
             raise TooManyWaitingError
         self._waiting += 1
         try:

@@ -6,6 +6,7 @@ a batch of one sent at once; under load, batches grow by themselves while the pr
 
 import asyncio
 import logging
+import time
 from collections.abc import Coroutine
 from typing import Any
 
@@ -14,6 +15,7 @@ from api.publisher import Publisher
 from api.replies import Replies, Reply
 from api.settler import Settler
 from api.waiting import Pending, WaitingList
+from core import metrics
 from core.database import describe_error
 from core.messages import Allocation, Outcome
 from core.settings import Settings
@@ -23,6 +25,11 @@ logger = logging.getLogger(__name__)
 _SWEEP_S = 0.1
 _POLL_S = 0.05
 """The shortest wait, so that deadlines which pass one after another are handed over together."""
+PROBE_AFTER_S = 10.0
+_PROBE_TIMEOUT_S = 60.0
+
+
+_ENDED = {outcome: metrics.ALLOCATIONS.labels(outcome.value) for outcome in Outcome}
 
 
 class TooManyWaitingError(Exception):
@@ -48,6 +55,7 @@ class Dispatcher:
         self._waiting = WaitingList()
         self._callers = 0
         self._in_flight = 0
+        self._replied_at = time.monotonic()
         self._tasks: set[asyncio.Task[None]] = set()
 
     def deadline_us(self) -> int:
@@ -65,6 +73,7 @@ class Dispatcher:
 
         """
         if self._callers >= self._settings.waiting_max:
+            metrics.TOO_MANY_REQUESTS.labels("waiting").inc()
             raise TooManyWaitingError
         loop = asyncio.get_running_loop()
         pending = Pending(allocation, loop.create_future(), loop.time() + self._settings.reply_timeout_s)
@@ -81,6 +90,9 @@ class Dispatcher:
             raise
         finally:
             self._callers -= 1
+            if pending.outcome.done():
+                _ENDED[pending.outcome.result()].note()
+                metrics.ALLOCATION_SECONDS.note(loop.time() - pending.due_at + self._settings.reply_timeout_s)
 
     async def sweep(self) -> None:
         """Answer, for ever, those whose deadline passes before they could be sent."""
@@ -96,11 +108,31 @@ class Dispatcher:
         reply = self._replies.expect(task_id)
         try:
             await self._publisher.publish(task_id, [])
-            return await asyncio.wait_for(reply, timeout_s) == []
+            is_carried_out = await asyncio.wait_for(reply, timeout_s) == []
         except TimeoutError:
             return False
         finally:
             self._replies.forget(task_id)
+        self._replied_at = time.monotonic()
+        return is_carried_out
+
+    async def keep_probing(self) -> None:
+        """Find out, for ever, whether a worker consumes while no call tells it."""
+        while True:
+            await asyncio.sleep(max(PROBE_AFTER_S - self.round_trip_age_s, 1))
+            if self.round_trip_age_s >= PROBE_AFTER_S:
+                # For long: whenever a worker comes back, it finds the message.
+                await self.probe(_PROBE_TIMEOUT_S)
+
+    @property
+    def callers(self) -> int:
+        """How many wait for an outcome."""
+        return self._callers
+
+    @property
+    def round_trip_age_s(self) -> float:
+        """How long ago a worker's last reply came."""
+        return time.monotonic() - self._replied_at
 
     async def close(self, timeout_s: float) -> None:
         """Wait until every batch is answered and settled, for a bounded time."""
@@ -129,6 +161,9 @@ class Dispatcher:
 
     async def _deliver(self, batch: list[Pending]) -> None:
         """Publish a batch until each of it is answered or handed over to settling."""
+        metrics.BATCH_ALLOCATIONS.observe(len(batch))
+        arrived_before_s = asyncio.get_running_loop().time() + self._settings.reply_timeout_s
+        metrics.WAITING_SECONDS.observe_all([arrived_before_s - pending.due_at for pending in batch])
         try:
             await self._exchange(batch)
         except Exception as error:  # noqa: BLE001 (whatever broke, every caller gets a certain answer)
@@ -142,18 +177,23 @@ class Dispatcher:
     async def _exchange(self, batch: list[Pending]) -> None:
         loop = asyncio.get_running_loop()
         undecided = batch
-        copies: dict[asyncio.Future[Reply], tuple[str, list[Pending]]] = {}
+        copies: dict[asyncio.Future[Reply], tuple[str, list[Pending], float]] = {}
         published = 0
         try:
             while undecided:
                 task_id = self._publisher.make_task_id()
-                copies[self._replies.expect(task_id)] = (task_id, undecided)
+                sent_at = loop.time()
+                copies[self._replies.expect(task_id)] = (task_id, undecided, sent_at)
                 published += 1
-                resend_at = loop.time() + self._settings.resend_after_s
+                if published > 1:
+                    metrics.RESENDS.inc()
+                resend_at = sent_at + self._settings.resend_after_s
                 await self._publish(task_id, undecided)
                 while True:
                     for future in [future for future in copies if future.done()]:
-                        _, sent = copies.pop(future)
+                        _, sent, sent_at = copies.pop(future)
+                        self._replied_at = time.monotonic()
+                        metrics.ROUND_TRIP_SECONDS.observe(loop.time() - sent_at)
                         self._answer(sent, future.result(), is_only_copy=published == 1)
                     undecided = self._hand_over(undecided)
                     now = loop.time()
@@ -166,7 +206,7 @@ class Dispatcher:
                     else:  # every copy came back with something undecided: wait until it may be sent again
                         await asyncio.sleep(wait_s)
         finally:
-            for task_id, _ in copies.values():
+            for task_id, _, _ in copies.values():
                 self._replies.forget(task_id)
 
     async def _publish(self, task_id: str, undecided: list[Pending]) -> None:

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from celery import Celery
 
+from core import metrics
 from core.ids import new_id
 from core.messages import Allocation, BatchCodec
 from workers.app import ALLOCATE_TASK
@@ -39,6 +40,7 @@ class Publisher:
         try:
             await loop.run_in_executor(self._executor, self._send, task_id, allocations)
         except Exception as error:  # noqa: BLE001 (kombu lets the errors of every transport through)
+            metrics.PUBLISH_ERRORS.inc()
             logger.warning("a batch of %d may not have been sent: %s", len(allocations), type(error).__name__)
 
     def _send(self, task_id: str, allocations: Sequence[Allocation]) -> None:

@@ -16,6 +16,7 @@ from throttled.exceptions import StoreUnavailableError
 
 from api import responses
 from api.responses import Refusal
+from core import metrics
 from core.ids import IdKind, format_id
 from core.settings import Settings
 
@@ -64,6 +65,7 @@ class RateLimiter:
         ]
         if not result.limited:
             return None
+        metrics.TOO_MANY_REQUESTS.labels("rate_limit").inc()
         retry_after_s = max(math.ceil(state.retry_after), 1)
         return Refusal(429, responses.TOO_MANY_REQUESTS.error, {"Retry-After": str(retry_after_s)})
 

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 from redis.asyncio import Redis
 
+from core import metrics
 from core.messages import Outcome
 from workers.app import RESULT_KEY_PREFIX
 
@@ -57,6 +58,7 @@ class Replies:
                 reason = type(error).__name__
             if self.subscribed.is_set():
                 self.subscribed.clear()
+                metrics.SUBSCRIPTION_LOSSES.inc()
                 logger.warning("the reply subscription was lost (%s); trying again until it is back", reason)
             await asyncio.sleep(_RECONNECT_AFTER_S)
 

@@ -7,7 +7,7 @@ from contextlib import suppress
 from uuid import UUID
 
 from api.waiting import Pending
-from core import settlement
+from core import metrics, settlement
 from core.database import DATABASE_ERRORS, Database, describe_error, is_connection_error
 from core.ids import IdKind, format_id
 from core.messages import Allocation, Outcome
@@ -66,6 +66,7 @@ class Settler:
         if not pending.outcome.done():
             id_ = pending.allocation.id
             self.answered_unsettled.add(id_)
+            metrics.SETTLES.labels("unknown").inc()
             pending.answer(Outcome.FAILED)
             logger.warning("allocation %s is answered 500 before it is settled", format_id(IdKind.TRANSACTION, id_))
 
@@ -83,8 +84,10 @@ class Settler:
             if id_ in found.never:
                 pending.answer(pending.refusal or Outcome.EXPIRED)
                 settled.add(id_)
+                metrics.SETTLES.labels("never").inc()
             elif id_ in found.committed and await self._settle_committed(pending, found.committed[id_]):
                 settled.add(id_)
+                metrics.SETTLES.labels("committed").inc()
         self.answered_unsettled -= settled
         return settled
 
@@ -102,6 +105,7 @@ class Settler:
             logger.error("allocation %s could not be taken back yet: %s", name, describe_error(error))
             return False
         if is_reversed:
+            metrics.REVERSALS.inc()
             logger.error("allocation %s was answered 500 but committed; it is reversed", name)
         else:
             logger.error("allocation %s was answered 500 but committed; a retry of it counts, or it is no more", name)

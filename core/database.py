@@ -184,6 +184,11 @@ class Database:
         ) as connection:
             yield connection
 
+    def count_connections(self) -> tuple[int, int]:
+        """Return how many connections are in use, and how many there may be."""
+        pool = self.engine.pool
+        return (pool.checkedout(), pool.size()) if isinstance(pool, sa.QueuePool) else (0, 0)
+
     def close(self) -> None:
         """Close every pooled connection."""
         self.engine.dispose()

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import msgspec
@@ -79,6 +79,25 @@ class PayoutBatch:
     created_at: datetime
     updated_at: datetime
     finished_at: datetime | None
+
+
+class Chunk(NamedTuple):
+    """What one transaction paid of a batch: how many rows, and where to go on; None where nothing is to be done."""
+
+    rows: int
+    next_first: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class OpenBatches:
+    """The payout batches that are not finished.
+
+    `idle_s` is how long ago somebody worked on the one that waits longest, of those that may be paid.
+    """
+
+    count_by_status: dict[BatchStatus, int]
+    rows: int
+    idle_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +200,15 @@ _PAY = """
 """
 
 
+_OPEN = sa.text("""
+    SELECT status, count(*), sum(total - processed),
+        COALESCE(max(extract(epoch FROM now() - payout_batches.updated_at)) FILTER (WHERE payouts_enabled), 0)
+    FROM payout_batches
+    JOIN businesses ON businesses.id = payout_batches.business_id
+    WHERE finished_at IS NULL
+    GROUP BY status
+""")
+
 # A key belongs to the business, whatever it was used for. A reversal frees it.
 _KEY_HAS_PAID = sa.text("""
     SELECT EXISTS (
@@ -268,8 +296,8 @@ def accept(connection: Connection, offer: Offer, batch_id: UUID) -> Accepted | O
     return Accepted(created, is_replay=False)
 
 
-def pay_chunk(connection: Connection, business_id: UUID, batch_id: UUID, first: int, rows_max: int) -> int | None:
-    """Pay the next rows of a batch, from row `first` on; return where to go on, or None where nothing is to be done.
+def pay_chunk(connection: Connection, business_id: UUID, batch_id: UUID, first: int, rows_max: int) -> Chunk:
+    """Pay the next rows of a batch, from row `first` on; return how many, and where to go on.
 
     Nothing is done where another worker has been here, the batch is finished, or payouts are disabled: then the
     rest waits until they are enabled.
@@ -282,16 +310,16 @@ def pay_chunk(connection: Connection, business_id: UUID, batch_id: UUID, first: 
     found = driver.execute(_LOCK_BATCH, key)
     business, batch = locked.fetchone(), found.fetchone()
     if business is None or batch is None:
-        return None
+        return Chunk(0, None)
     payout_balance, payouts_enabled = business
     status, total, processed = batch
     if not payouts_enabled or processed != first or status not in {BatchStatus.QUEUED, BatchStatus.PROCESSING}:
-        return None
+        return Chunk(0, None)
     end = min(first + rows_max, total)
     # The planner takes freshly loaded rows for one, and would compare each row with each user.
     driver.execute("SET LOCAL enable_nestloop = off")
     driver.execute(_PAY, key | {"first": first, "end": end, "payout_balance": payout_balance})
-    return end if end < total else None
+    return Chunk(end - first, end if end < total else None)
 
 
 def cancel(connection: Connection, business_id: UUID, batch_id: UUID) -> PayoutBatch:
@@ -381,6 +409,17 @@ def find_stalled(connection: Connection, idle_s: float) -> list[tuple[UUID, UUID
         )
     )
     return [(row.business_id, row.id, row.processed) for row in connection.execute(query)]
+
+
+def find_open(connection: Connection) -> OpenBatches:
+    """Count what is not finished; an index has just that."""
+    count_by_status = dict.fromkeys((BatchStatus.QUEUED, BatchStatus.PROCESSING), 0)
+    rows, idle_s = 0, 0.0
+    for status, count, status_rows, status_idle_s in connection.execute(_OPEN):
+        count_by_status[BatchStatus(status)] = count
+        rows += status_rows
+        idle_s = max(idle_s, float(status_idle_s))
+    return OpenBatches(count_by_status, rows, idle_s)
 
 
 def _find_replay(connection: Connection, offer: Offer) -> Accepted | Outcome | None:

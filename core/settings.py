@@ -88,6 +88,23 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         int, Meta(ge=2, description="longest wait for one connection to PostgreSQL")
     ] = 2
     database_pool_size: Annotated[int, Meta(ge=1, description="connections that one process keeps open")] = 8
+    metrics_port: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=65_516,
+            description="where a worker serves metrics, or on the first free one of the next 19 ports; 0: nowhere",
+        ),
+    ] = 0
+    metrics_host: Annotated[str, Meta(description="address at which a worker serves metrics")] = "127.0.0.1"
+    verify_every_s: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=31_536_000,
+            description="how often a worker proves that the books balance, as `payouts verify` does; 0: never",
+        ),
+    ] = 86_400.0
     startup_timeout_s: Annotated[float, _seconds("how long a starting process waits for PostgreSQL")] = 30.0
 
     def __rich_repr__(self) -> list[tuple[str, Any]]:

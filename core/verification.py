@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import msgspec
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
@@ -31,6 +32,26 @@ class Verification:
     def balanced(self) -> bool:
         """Tell whether the books balance."""
         return not self.discrepancies
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """What a verification came to, for monitoring; `ended_at_us` is by the database's clock."""
+
+    discrepancies: int
+    ended_at_us: int
+    took_s: float
+
+    def encode(self) -> bytes:
+        """Write it down."""
+        return msgspec.json.encode(self)
+
+    @staticmethod
+    def decode(data: bytes | None) -> "Verdict | None":
+        """Read it; None where there is none, or none that can be read."""
+        try:
+            return None if data is None else msgspec.json.decode(data, type=Verdict)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return None
 
 
 _COUNTS = sa.text("""

@@ -77,7 +77,7 @@ def test_constraints_pin_every_direct_dependency_and_name_no_address() -> None:
 def test_nothing_else_is_at_the_top() -> None:
     expected = {
         ".ci", ".dockerignore", ".gitignore", "Dockerfile", "LICENSE", "Procfile", "README.md", "api",
-        "constraints.txt", "core", "docker-compose.yml", "pyproject.toml", "tests", "workers",
+        "constraints.txt", "core", "docker-compose.yml", "monitoring", "pyproject.toml", "tests", "workers",
     }  # fmt: skip
     generated = {".git", ".venv", ".payouts", ".pytest_cache", ".mypy_cache", ".ruff_cache", ".hypothesis",
         ".import_linter_cache", "payouts.egg-info", "dist", "build"}  # fmt: skip

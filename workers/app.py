@@ -13,10 +13,14 @@ ALLOCATE_TASK = "payouts.allocate"
 QUEUE = "allocations"
 PAY_CHUNK_TASK = "payouts.pay_batch_chunk"
 FIND_STALLED_TASK = "payouts.find_stalled_batches"
+VERIFY_TASK = "payouts.verify_books"
 BATCHES_QUEUE = "batches"
 RESULT_KEY_PREFIX = "celery-task-meta-"
 """Celery's own: a result is stored under this and the task id, and published on a channel of the same name."""
 RESULT_EXPIRES_S = 60
+VERDICT_KEY = "payouts:verdict"
+"""Where in Redis the last verification of the books is, for whoever shows it."""
+_VERIFY_CHECK_EVERY_S = 60.0
 
 # By name, because kombu decides by the name whether to use TLS.
 TRANSPORT_ALIASES.update(dict.fromkeys(("redis", "rediss"), "workers.transport:Transport"))
@@ -56,15 +60,8 @@ def create_celery(settings: Settings) -> Celery:
         task_serializer="json",
         result_serializer="json",
         task_default_queue=QUEUE,
-        task_routes={PAY_CHUNK_TASK: {"queue": BATCHES_QUEUE}, FIND_STALLED_TASK: {"queue": BATCHES_QUEUE}},
-        beat_schedule={
-            "find stalled batches": {
-                "task": FIND_STALLED_TASK,
-                "schedule": settings.batch_stalled_after_s,
-                # Without an end: it would be by the clock of whoever sends, and clocks may be off.
-                "options": {"ignore_result": True},
-            }
-        },
+        task_routes={task: {"queue": BATCHES_QUEUE} for task in (PAY_CHUNK_TASK, FIND_STALLED_TASK, VERIFY_TASK)},
+        beat_schedule=_periodic_tasks(settings),
         # The schedule is fixed, so nothing needs to be remembered in a file.
         beat_scheduler="workers.schedule:PeriodicTasks",
         worker_consumer="workers.consumer:Consumer",
@@ -73,6 +70,23 @@ def create_celery(settings: Settings) -> Celery:
         worker_cancel_long_running_tasks_on_connection_loss=True,
     )
     return celery
+
+
+def _periodic_tasks(settings: Settings) -> dict[str, dict[str, object]]:
+    # Without an end: it would be by the clock of whoever sends, and clocks may be off.
+    options = {"ignore_result": True}
+    tasks = {
+        "find stalled batches": {
+            "task": FIND_STALLED_TASK,
+            "schedule": settings.batch_stalled_after_s,
+            "options": options,
+        }
+    }
+    if settings.verify_every_s:
+        # More often than it is done: whoever gets the task knows when that was last, and beat forgets it at each start.
+        check_every_s = min(settings.verify_every_s, _VERIFY_CHECK_EVERY_S)
+        tasks["verify the books"] = {"task": VERIFY_TASK, "schedule": check_every_s, "options": options}
+    return tasks
 
 
 def send_chunk(celery: Celery, business_id: UUID, batch_id: UUID, first: int) -> None:

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from celery import Celery
 
-from core import payout_batches
+from core import metrics, payout_batches
 from core.database import Database, describe_error
 from core.ids import IdKind, format_id, parse_id
 from workers.app import FIND_STALLED_TASK, PAY_CHUNK_TASK, send_chunk
@@ -49,14 +49,20 @@ class PayoutBatchWorker:
         for business_id, batch_id, first in stalled:
             logger.info("%s goes on from row %d", format_id(IdKind.BATCH, batch_id), first)
             send_chunk(self._celery, business_id, batch_id, first)
+            metrics.PAYOUT_BATCHES_RESUMED.inc()
 
     def _pay(self, business_id: UUID, batch_id: UUID, first: int, rows_max: int) -> int | None:
         try:
-            with self._database.pipeline() as connection:
-                return payout_batches.pay_chunk(connection, business_id, batch_id, first, rows_max)
+            with metrics.SQL_SECONDS.labels("chunk").time(), self._database.pipeline() as connection:
+                paid = payout_batches.pay_chunk(connection, business_id, batch_id, first, rows_max)
         except Exception as error:  # noqa: BLE001 (whatever broke, the periodic task tries again)
             logger.warning("%s stops at row %d: %s", format_id(IdKind.BATCH, batch_id), first, describe_error(error))
+            metrics.SQL_FAILURES.labels("chunk").inc()
             return None
+        metrics.PAYOUT_BATCH_ROWS_PAID.inc(paid.rows)
+        if paid.rows and paid.next_first is None:
+            metrics.PAYOUT_BATCHES_COMPLETED.inc()
+        return paid.next_first
 
 
 def register_batch_tasks(celery: Celery, worker: PayoutBatchWorker, idle_s: float) -> None:
@@ -67,6 +73,7 @@ def register_batch_tasks(celery: Celery, worker: PayoutBatchWorker, idle_s: floa
         business_id, batch_id = parse_id(IdKind.BUSINESS, business), parse_id(IdKind.BATCH, batch)
         if business_id is None or batch_id is None or first < 0:
             logger.error("a message was dropped: it names no payout batch")
+            metrics.MESSAGES_DROPPED.inc()
             return
         worker.work(business_id, batch_id, first)
 

@@ -7,6 +7,8 @@ from typing import Any
 from celery.worker import consumer
 from kombu.message import Message
 
+from core import metrics
+
 logger = logging.getLogger(__name__)
 
 
@@ -45,5 +47,6 @@ class Consumer(consumer.Consumer):  # type: ignore[misc]
 
     def _drop(self, message: Message, reason: str) -> None:
         logger.error("a message was dropped: %s", reason)
+        metrics.MESSAGES_DROPPED.inc()
         if not message.acknowledged:
             message.reject_log_error(logger, self.connection_errors)  # type: ignore[no-untyped-call]

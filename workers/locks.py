@@ -9,6 +9,8 @@ from uuid import UUID
 
 import redis
 
+from core import metrics
+
 logger = logging.getLogger(__name__)
 
 _POLL_S = 0.005
@@ -61,16 +63,23 @@ class BusinessLocks:
         or what Redis cannot answer for, is yielded without its lock: the row locks decide anyway.
         """
         missing = set(business_ids)
-        give_up_at = time.monotonic() + self._wait_s
+        asked_at, is_waiting = time.monotonic(), False
+        give_up_at = asked_at + self._wait_s
         while missing:
             with self._hold_free(missing) as held:
                 group = held
                 if group is None or (not group and time.monotonic() >= give_up_at):
+                    metrics.UNLOCKED.labels("redis" if group is None else "timeout").inc()
                     group = set(missing)
                 if group:
+                    metrics.LOCKED_SECONDS.observe(time.monotonic() - asked_at)
                     yield group
                     missing -= group
+                    asked_at, is_waiting = time.monotonic(), False
             if missing and not group:
+                if not is_waiting:
+                    metrics.LOCK_WAITS.inc()
+                is_waiting = True
                 time.sleep(_POLL_S)
 
     @contextmanager

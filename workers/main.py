@@ -15,12 +15,14 @@ from core.database import Database
 from core.garbage import spare_what_stays
 from core.messages import BatchCodec
 from core.settings import Settings, SettingsError, load_settings
+from workers import metrics
 from workers.app import create_celery
 from workers.batches import PayoutBatchWorker, register_batch_tasks
 from workers.locks import BusinessLocks
 from workers.results import ReplyBackend
 from workers.schedule import PeriodicTasks
 from workers.tasks import BatchProcessor, register_tasks
+from workers.verification import BooksVerifier, register_verification_task
 
 
 def create_worker(settings: Settings) -> Celery:
@@ -37,6 +39,8 @@ def create_worker(settings: Settings) -> Celery:
     processor = BatchProcessor(database, locks, settings.hash_secret_bytes)
     register_tasks(celery, BatchCodec(settings.hash_secret_bytes), processor)
     register_batch_tasks(celery, PayoutBatchWorker(celery, database, locks), settings.batch_stalled_after_s)
+    register_verification_task(celery, BooksVerifier(settings, client))
+    metrics.watch(settings, database)
     return celery
 
 

@@ -5,6 +5,8 @@ from typing import Any
 
 from celery.backends.redis import RedisBackend
 
+from core import metrics
+
 logger = logging.getLogger(__name__)
 
 
@@ -20,6 +22,7 @@ class ReplyBackend(RedisBackend):  # type: ignore[misc]
             return super().store_result(task_id, result, state, *args, **kwargs)
         except Exception as error:  # noqa: BLE001 (Celery would log a trace, and try to store that)
             logger.warning("a reply was lost: %s", type(error).__name__)
+            metrics.REPLIES_LOST.inc()
             return result
 
     def _get_task_meta_for(self, task_id: str) -> dict[str, Any]:  # noqa: ARG002

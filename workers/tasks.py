@@ -1,12 +1,12 @@
 """The task that carries a batch of allocations out. No rules here: `core` decides and writes."""
 
 import logging
-from collections import defaultdict
+from collections import Counter, defaultdict
 from uuid import UUID
 
 from celery import Celery
 
-from core import ledger
+from core import ledger, metrics
 from core.database import Database, describe_error, is_connection_error
 from core.messages import Allocation, BatchCodec, MessageError, Outcome
 from workers.app import ALLOCATE_TASK
@@ -36,6 +36,8 @@ class BatchProcessor:
             decided = self._allocate([allocations[position] for position in positions])
             for position, outcome in zip(positions, decided, strict=True):
                 outcomes[position] = outcome
+        for outcome, count in Counter(outcomes).items():
+            metrics.WORKER_ALLOCATIONS.labels(outcome.value).inc(count)
         return outcomes
 
     def _allocate(self, allocations: list[Allocation]) -> list[Outcome]:
@@ -59,10 +61,11 @@ class BatchProcessor:
 
     def _try(self, allocations: list[Allocation]) -> tuple[list[Outcome], Exception | None]:
         try:
-            with self._database.pipeline() as connection:
+            with metrics.SQL_SECONDS.labels("allocations").time(), self._database.pipeline() as connection:
                 return ledger.allocate(connection, self._hash_secret, allocations), None
         except Exception as error:  # noqa: BLE001 (whatever broke, the caller is told)
             logger.warning("a batch of %d allocations failed: %s", len(allocations), describe_error(error))
+            metrics.SQL_FAILURES.labels("allocations").inc()
             return [Outcome.FAILED] * len(allocations), error
 
 
@@ -75,5 +78,6 @@ def register_tasks(celery: Celery, codec: BatchCodec, processor: BatchProcessor)
             allocations = codec.open(arguments[0] if arguments else None)
         except MessageError as error:
             logger.error("a message was dropped: %s", error)
+            metrics.MESSAGES_DROPPED.inc()
             return None
         return processor.process(allocations)

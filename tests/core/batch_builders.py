@@ -54,7 +54,7 @@ def accept(database: Database, account: Account, rows: list[BatchRow], key: str 
 def pay_chunk(database: Database, batch: PayoutBatch, first: int, rows_max: int = 500) -> int | None:
     """Pay a chunk in a transaction of its own, as a worker does."""
     with database.pipeline() as connection:
-        return payout_batches.pay_chunk(connection, batch.business_id, batch.id, first, rows_max)
+        return payout_batches.pay_chunk(connection, batch.business_id, batch.id, first, rows_max).next_first
 
 
 def pay_all(database: Database, batch: PayoutBatch, first: int = 0, rows_max: int = 500) -> None:

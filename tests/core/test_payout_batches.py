@@ -396,8 +396,8 @@ def test_batches_of_two_businesses_do_not_touch_each_other(database: Database, p
     other = open_account(database)
     own, foreign = (accept(database, each, make_rows(10, 20)) for each in (payer, other))
     with database.pipeline() as connection:
-        assert payout_batches.pay_chunk(connection, payer.business.id, foreign.id, 0, 500) is None
-        assert payout_batches.pay_chunk(connection, other.business.id, own.id, 0, 500) is None
+        assert payout_batches.pay_chunk(connection, payer.business.id, foreign.id, 0, 500).next_first is None
+        assert payout_batches.pay_chunk(connection, other.business.id, own.id, 0, 500).next_first is None
     with database.transaction() as connection:
         assert payout_batches.find_batch(connection, payer.business.id, foreign.id) is None
         with pytest.raises(PayoutBatchError, match=r"There is no such payout batch\."):
@@ -429,8 +429,8 @@ def test_nothing_is_paid_of_what_is_finished_or_unknown(database: Database, paye
             assert pay_chunk(database, batch, first) is None
         assert read_batch(database, batch) == before
     with database.pipeline() as connection:
-        assert payout_batches.pay_chunk(connection, payer.business.id, uuid4(), 0, 500) is None
-        assert payout_batches.pay_chunk(connection, uuid4(), paid.id, 0, 500) is None
+        assert payout_batches.pay_chunk(connection, payer.business.id, uuid4(), 0, 500).next_first is None
+        assert payout_batches.pay_chunk(connection, uuid4(), paid.id, 0, 500).next_first is None
 
 
 def test_copies_of_a_message_at_once_pay_once(database: Database) -> None:
@@ -624,7 +624,7 @@ def test_cancelling_waits_for_the_chunk_that_is_under_way(database: Database) ->
     batch = accept(database, account, make_rows(1, 2, 4))
     with ThreadPoolExecutor() as threads:
         with database.pipeline() as connection:
-            assert payout_batches.pay_chunk(connection, account.business.id, batch.id, 0, 2) == 2
+            assert payout_batches.pay_chunk(connection, account.business.id, batch.id, 0, 2).next_first == 2
             cancelled = threads.submit(cancel, database, batch)
             wait_until_blocked(database)
         assert cancelled.result().allocated_amount == 3

@@ -1,0 +1,368 @@
+"""All metrics for Prometheus, in one place: what each process counts, and how it is given out.
+
+No label names a business, a user, a key or a path with an id in it, so there is a fixed number of series. What happens
+for every call is only noted (an append to a list), and counted once a second and when somebody asks.
+"""
+
+import hashlib
+import multiprocessing
+import os
+import tempfile
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import prometheus_client
+from prometheus_client import (
+    CollectorRegistry,
+    GCCollector,
+    Metric,
+    PlatformCollector,
+    ProcessCollector,
+    disable_created_metrics,
+    multiprocess,
+    values,
+)
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+
+from core.messages import Outcome
+
+_DIRECTORY_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+
+
+def _share_with_siblings() -> None:
+    """Keep values in files where one of several API processes behind a port asks: each scrape reaches any of them.
+
+    Whoever started them (`uvicorn --workers`, `WEB_CONCURRENCY`) has given all the same random key, those that it
+    starts in place of dead ones too, and has none of our code to tell them a directory.
+    """
+    if multiprocessing.parent_process() is not None and _DIRECTORY_VARIABLE not in os.environ:
+        name = hashlib.sha256(multiprocessing.current_process().authkey).hexdigest()[:32]
+        directory = Path(tempfile.gettempdir(), f"payouts-metrics-{name}")
+        directory.mkdir(mode=0o700, exist_ok=True)
+        os.environ[_DIRECTORY_VARIABLE] = str(directory)
+        values.ValueClass = values.MultiProcessValue()  # type: ignore[no-untyped-call]
+
+
+_share_with_siblings()
+disable_created_metrics()  # type: ignore[no-untyped-call]
+
+IS_SHARED: bool = values.ValueClass._multiprocess
+"""Whether several processes answer with their sum."""
+
+API = CollectorRegistry()
+WORKER = CollectorRegistry()
+
+# From a millisecond to beyond the longest time an answer may take.
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 7.5, 10)
+_LONG_SECONDS = (*_SECONDS, 30, 60)
+_ALLOCATIONS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
+
+
+class Histogram(prometheus_client.Histogram):
+    """A histogram that takes many values at once; one by one, the library's lock would cost more than counting."""
+
+    def _metric_init(self) -> None:
+        super()._metric_init()
+        self._noted: list[float] = []
+        _noting.append(self)
+
+    def note(self, value: float) -> None:
+        """Remember a value until `count_what_was_noted`; always from the same thread."""
+        self._noted.append(value)
+
+    def observe_all(self, observed: Iterable[float]) -> None:
+        """Count many values."""
+        ordered = sorted(observed)
+        if not ordered:
+            return
+        self._sum.inc(sum(ordered))
+        smaller = 0
+        for bound, bucket in zip(self._upper_bounds, self._buckets, strict=True):
+            up_to_bound = bisect_right(ordered, bound)
+            if up_to_bound > smaller:
+                bucket.inc(up_to_bound - smaller)
+                smaller = up_to_bound
+
+    def count_noted(self) -> None:
+        """Count what was noted."""
+        noted, self._noted = self._noted, []
+        self.observe_all(noted)
+
+
+class Counter(prometheus_client.Counter):
+    """A counter that need not be locked for each of many events."""
+
+    def _metric_init(self) -> None:
+        super()._metric_init()
+        self._noted = 0
+        _noting.append(self)
+
+    def note(self) -> None:
+        """Remember an event until `count_what_was_noted`; always from the same thread."""
+        self._noted += 1
+
+    def count_noted(self) -> None:
+        """Count what was noted."""
+        noted, self._noted = self._noted, 0
+        if noted:
+            self.inc(noted)
+
+
+class Measured(Collector):
+    """A gauge that is measured when somebody asks; what cannot be measured has no sample."""
+
+    def __init__(
+        self, name: str, documentation: str, label_names: Sequence[str] = (), *, registry: CollectorRegistry = API
+    ) -> None:
+        self._family = (name, documentation, label_names)
+        self._values: dict[tuple[str, ...], float] = {}
+        registry.register(self)
+
+    def replace(self, measured: Mapping[tuple[str, ...], float]) -> None:
+        """Give these values out from now on, by the values of the labels."""
+        self._values = dict(measured)
+
+    def describe(self) -> Iterator[Metric]:
+        """Name the metric."""
+        name, documentation, label_names = self._family
+        yield GaugeMetricFamily(name, documentation, labels=label_names)
+
+    def collect(self) -> Iterator[Metric]:
+        """Give the values out."""
+        name, documentation, label_names = self._family
+        family = GaugeMetricFamily(name, documentation, labels=label_names)
+        for label_values, value in self._values.items():
+            family.add_metric(label_values, value)
+        yield family
+
+
+_noting: list[Histogram | Counter] = []
+
+
+def count_what_was_noted() -> None:
+    """Count what was noted since the last time."""
+    for metric in _noting.copy():
+        metric.count_noted()
+
+
+# API: requests.
+
+HTTP_REQUESTS = Counter(
+    "payouts_http_requests", "requests answered; `route` is a template", ["method", "route", "status"], registry=API
+)
+HTTP_REQUEST_SECONDS = Histogram(
+    "payouts_http_request_seconds",
+    "from a request's arrival to the end of its response",
+    ["method", "route"],
+    registry=API,
+    buckets=_LONG_SECONDS,
+)
+TOO_MANY_REQUESTS = Counter(
+    "payouts_too_many_requests",
+    "calls answered 429: a key's `rate_limit`, too many callers `waiting` for allocations, for the `database`, or "
+    "with `uploads`",
+    ["reason"],
+    registry=API,
+)
+for reason in ("rate_limit", "waiting", "database", "uploads"):
+    TOO_MANY_REQUESTS.labels(reason)
+
+# API: allocations.
+
+ALLOCATIONS = Counter("payouts_allocations", "allocations by what their callers were told", ["outcome"], registry=API)
+ALLOCATION_SECONDS = Histogram(
+    "payouts_allocation_seconds", "from an allocation's arrival to its outcome", registry=API, buckets=_SECONDS
+)
+WAITING_SECONDS = Histogram(
+    "payouts_waiting_seconds", "from an allocation's arrival to its batch being sent", registry=API, buckets=_SECONDS
+)
+WAITING_CALLERS = prometheus_client.Gauge(
+    "payouts_waiting_callers", "callers waiting for an outcome now", registry=API, multiprocess_mode="livesum"
+)
+BATCH_ALLOCATIONS = Histogram(
+    "payouts_batch_allocations", "allocations in each batch that was sent", registry=API, buckets=_ALLOCATIONS
+)
+ROUND_TRIP_SECONDS = Histogram(
+    "payouts_round_trip_seconds", "from a batch being sent to its reply", registry=API, buckets=_SECONDS
+)
+ROUND_TRIP_AGE_SECONDS = prometheus_client.Gauge(
+    "payouts_round_trip_age_seconds",
+    "since a worker's last reply; without calls, an empty batch is sent every 10 s",
+    registry=API,
+    multiprocess_mode="livemax",
+)
+PUBLISH_ERRORS = Counter("payouts_publish_errors", "batches that may not have reached the broker", registry=API)
+RESENDS = Counter("payouts_resends", "batches sent again because no reply came", registry=API)
+SETTLES = Counter(
+    "payouts_settles",
+    "allocations settled from the history for want of a reply: `committed`, `never` (and never will be), or "
+    "`unknown`: answered 500 while the database was out of reach, and settled later",
+    ["result"],
+    registry=API,
+)
+for result in ("committed", "never", "unknown"):
+    SETTLES.labels(result)
+UNSETTLED = prometheus_client.Gauge(
+    "payouts_unsettled_allocations",
+    "allocations answered 500 that are not settled yet",
+    registry=API,
+    multiprocess_mode="livesum",
+)
+REVERSALS = Counter(
+    "payouts_reversals", "allocations answered 500 that had committed and were taken back", registry=API
+)
+SUBSCRIBED = prometheus_client.Gauge(
+    "payouts_replies_subscribed",
+    "1 while the subscription to replies stands, 0 while it does not",
+    registry=API,
+    multiprocess_mode="livemin",
+)
+SUBSCRIPTION_LOSSES = Counter("payouts_reply_subscription_losses", "lost subscriptions to replies", registry=API)
+PAYOUT_BATCHES_ACCEPTED = Counter("payouts_payout_batches_accepted", "payout batches accepted", registry=API)
+PAYOUT_BATCH_ROWS_ACCEPTED = Counter("payouts_payout_batch_rows_accepted", "rows of those", registry=API)
+API_POOL_IN_USE = prometheus_client.Gauge(
+    "payouts_api_pool_connections_in_use",
+    "PostgreSQL connections in use, by pool: `calls` or `uploads`",
+    ["pool"],
+    registry=API,
+    multiprocess_mode="livesum",
+)
+API_POOL_SIZE = prometheus_client.Gauge(
+    "payouts_api_pool_connections_max",
+    "PostgreSQL connections that the pool may have",
+    ["pool"],
+    registry=API,
+    multiprocess_mode="livesum",
+)
+
+# API: measured when somebody asks.
+
+UP = Measured("payouts_reachable", "1 where `database`, `redis` or `broker` answered, 0 where not", ["server"])
+QUEUE_MESSAGES = Measured("payouts_queue_messages", "messages in the queue", ["queue"])
+QUEUE_AGE_SECONDS = Measured(
+    "payouts_queue_oldest_message_age_seconds",
+    "age of the queue's oldest message, 0 while it is empty; not with RabbitMQ, which cannot tell",
+    ["queue"],
+)
+OPEN_BATCHES = Measured("payouts_open_payout_batches", "payout batches that are not finished", ["status"])
+OPEN_BATCH_ROWS = Measured("payouts_open_payout_batch_rows", "their rows that are not paid yet")
+BATCH_IDLE_SECONDS = Measured(
+    "payouts_payout_batch_idle_seconds",
+    "since somebody last worked on the payout batch that waits longest; 0 where none waits, or payouts are disabled",
+)
+BOOKS_BALANCED = Measured("payouts_books_balanced", "1 where the last verification found the books balanced, else 0")
+BOOKS_DISCREPANCIES = Measured("payouts_books_discrepancies", "rows that the last verification found wrong")
+BOOKS_VERIFIED = Measured(
+    "payouts_books_verified_timestamp_seconds", "when the last verification ended, by the database's clock"
+)
+BOOKS_SECONDS = Measured("payouts_books_verification_seconds", "how long the last verification took")
+BOOKS_EVERY_SECONDS = Measured("payouts_books_verify_every_seconds", "`PAYOUTS_VERIFY_EVERY_S`; 0: never")
+
+# Workers.
+
+TASK_SECONDS = Histogram(
+    "payouts_task_seconds",
+    "tasks carried out, and how long each took",
+    ["task"],
+    registry=WORKER,
+    buckets=_LONG_SECONDS,
+)
+LAST_TASK = prometheus_client.Gauge(
+    "payouts_last_task_timestamp_seconds", "when this process last ended a task, by its clock", registry=WORKER
+)
+WORKER_ALLOCATIONS = Counter(
+    "payouts_worker_allocations", "allocations by outcome, each copy of a batch by itself", ["outcome"], registry=WORKER
+)
+for outcome in Outcome:
+    ALLOCATIONS.labels(outcome.value)
+    WORKER_ALLOCATIONS.labels(outcome.value)
+LOCKED_SECONDS = Histogram(
+    "payouts_locked_seconds",
+    "from asking for the Redis locks of businesses to going on",
+    registry=WORKER,
+    buckets=_SECONDS,
+)
+LOCK_WAITS = Counter("payouts_lock_waits", "times that others held all the locks that were asked for", registry=WORKER)
+UNLOCKED = Counter(
+    "payouts_unlocked",
+    "times a worker went on without locks: after a `timeout`, or as `redis` did not answer",
+    ["reason"],
+    registry=WORKER,
+)
+for reason in ("timeout", "redis"):
+    UNLOCKED.labels(reason)
+SQL_SECONDS = Histogram(
+    "payouts_sql_seconds",
+    "transactions for `allocations` or a `chunk` of a payout batch, commit included",
+    ["work"],
+    registry=WORKER,
+    buckets=_SECONDS,
+)
+SQL_FAILURES = Counter("payouts_sql_failures", "those that failed", ["work"], registry=WORKER)
+for work in ("allocations", "chunk"):
+    SQL_SECONDS.labels(work)
+    SQL_FAILURES.labels(work)
+REPLIES_LOST = Counter("payouts_replies_lost", "replies that could not be stored in Redis", registry=WORKER)
+MESSAGES_DROPPED = Counter("payouts_messages_dropped", "messages that are not ours, or damaged", registry=WORKER)
+PAYOUT_BATCH_ROWS_PAID = Counter("payouts_payout_batch_rows_paid", "rows of payout batches paid", registry=WORKER)
+PAYOUT_BATCHES_COMPLETED = Counter(
+    "payouts_payout_batches_completed", "payout batches paid to the end", registry=WORKER
+)
+PAYOUT_BATCHES_RESUMED = Counter(
+    "payouts_payout_batches_resumed",
+    "payout batches on which nobody worked, sent to the workers again",
+    registry=WORKER,
+)
+WORKER_POOL_IN_USE = prometheus_client.Gauge(
+    "payouts_worker_pool_connections_in_use", "PostgreSQL connections in use", registry=WORKER
+)
+WORKER_POOL_SIZE = prometheus_client.Gauge(
+    "payouts_worker_pool_connections_max", "PostgreSQL connections that the pool may have", registry=WORKER
+)
+
+if not IS_SHARED:  # the library cannot add these up
+    for registry in (API, WORKER):
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+        GCCollector(registry=registry)
+
+
+class _AllSiblings(Collector):
+    """What all API processes behind the port have counted, as one."""
+
+    def collect(self) -> Iterator[Metric]:
+        """Add the processes' files up, without the gauges of those that are dead."""
+        directory = os.environ[_DIRECTORY_VARIABLE]
+        for path in Path(directory).glob("gauge_live*_*.db"):
+            pid = path.stem.rpartition("_")[2]
+            if not _is_alive(int(pid)):
+                multiprocess.mark_process_dead(int(pid), directory)  # type: ignore[no-untyped-call]
+        names = {metric.name for metric in API.collect()}
+        merged: Collector = multiprocess.MultiProcessCollector(None, directory)  # type: ignore[no-untyped-call]
+        yield from (metric for metric in merged.collect() if metric.name in names)
+
+
+def _is_alive(pid: int) -> bool:
+    with suppress(PermissionError):
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return False
+    return True
+
+
+def render_api(accept: str) -> tuple[bytes, str]:
+    """Return the API's metrics in the format that fits an `Accept` header, and their content type."""
+    registry = API
+    if IS_SHARED:
+        registry = CollectorRegistry()
+        registry.register(_AllSiblings())
+        for metric in globals().values():
+            if isinstance(metric, Measured):
+                registry.register(metric)
+    encode, content_type = choose_encoder(accept)
+    return encode(registry), content_type
