@@ -26,6 +26,7 @@ from core.database import Database
 from core.schema import migrate
 from core.settings import Settings, load_settings
 from tests.chaos.proxy import Proxy, proxied_postgres_url, proxied_valkey_url, proxy_postgres, proxy_valkey
+from tests.pgbouncer import PgBouncer, run_pgbouncer
 from tests.servers import HASH_SECRET, ROOT, Account, open_account
 from workers.app import QUEUE
 
@@ -143,6 +144,8 @@ class Cluster:
     """The database server's other database, for what is done to the server."""
     environment: dict[str, str]
     links: Links | None = None
+    pooler: PgBouncer | None = None
+    """Between the processes and PostgreSQL."""
     processes: dict[str, Process] = field(default_factory=dict)
     ports: dict[str, int] = field(default_factory=dict)
 
@@ -256,7 +259,10 @@ def run_cluster(
     environments: Mapping[str, Mapping[str, str]] | None = None,
     **settings: str,
 ) -> Iterator[Cluster]:
-    """Run a system; settings as keyword arguments, further environment variables by the process's name."""
+    """Run a system; settings as keyword arguments, further environment variables by the process's name.
+
+    With `database_pooler`, a PgBouncer stands before PostgreSQL.
+    """
     with ExitStack() as stack:
         own = Path(tempfile.mkdtemp(prefix="payouts-chaos-"))
         stack.callback(shutil.rmtree, own, ignore_errors=True)
@@ -276,18 +282,19 @@ def run_cluster(
                 api_valkey=stack.enter_context(proxy_valkey(valkey.url)),
                 worker_valkey=stack.enter_context(proxy_valkey(valkey.url)),
             )
+        pooler = stack.enter_context(run_pgbouncer(url)) if "database_pooler" in settings else None
         database = stack.enter_context(Database(url, transaction_timeout_s=None))
         server_url = sa.make_url(url).set(database="postgres").render_as_string(hide_password=False)
         server = stack.enter_context(Database(server_url, transaction_timeout_s=None))
         environment = {
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "PYTHONUNBUFFERED": "1",
-            "PAYOUTS_DATABASE_URL": url,
+            "PAYOUTS_DATABASE_URL": pooler.url_of() if pooler else url,
             "PAYOUTS_REDIS_URL": valkey.url,
             "PAYOUTS_HASH_SECRET": HASH_SECRET,
             **{f"PAYOUTS_{name.upper()}": value for name, value in settings.items()},
         }
-        cluster = Cluster(postgres, valkey, own, database, server, environment, links)
+        cluster = Cluster(postgres, valkey, own, database, server, environment, links, pooler)
         stack.callback(cluster.end)
         try:
             counts = {"web": webs, "worker": workers, "batches": batches, "beat": beats}
