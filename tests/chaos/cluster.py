@@ -3,6 +3,7 @@
 import atexit
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -49,11 +50,13 @@ def wait_until(is_true: Callable[[], object], what: str, timeout_s: float = _REA
 class Process:
     """One of the Procfile's lines; it may be killed, stopped and started again."""
 
-    def __init__(self, name: str, environment: Mapping[str, str], log: Path) -> None:
+    def __init__(self, name: str, environment: Mapping[str, str], log: Path, namespace: str | None = None) -> None:
         self.name = name
         self.log = log
         self._environment = dict(environment)
         self._command = PROCFILE[name.partition("-")[0]]
+        if namespace is not None:  # `ip` becomes the shell, and that the process
+            self._command = f"exec ip netns exec {namespace} sh -c {shlex.quote(self._command)}"
         self._popen: subprocess.Popen[bytes] | None = None
         self._log_offset = 0
 
@@ -148,6 +151,8 @@ class Cluster:
     """Between the processes and PostgreSQL."""
     processes: dict[str, Process] = field(default_factory=dict)
     ports: dict[str, int] = field(default_factory=dict)
+    hosts: dict[str, str] = field(default_factory=dict)
+    """Where API processes listen, if not on 127.0.0.1."""
 
     @property
     def settings(self) -> Settings:
@@ -160,8 +165,12 @@ class Cluster:
     def workers(self) -> list[Process]:
         return self.named("worker")
 
-    def start(self, name: str, **environment: str) -> Process:
-        """Start `web-…`, `worker-…`, `batches-…` or `beat-…`."""
+    def address(self, web: str) -> tuple[str, int]:
+        """Return the host and port of an API process."""
+        return self.hosts.get(web, "127.0.0.1"), self.ports[web]
+
+    def start(self, name: str, *, namespace: str | None = None, **environment: str) -> Process:
+        """Start `web-…`, `worker-…`, `batches-…` or `beat-…`; in a network namespace, where one is named."""
         own = self.environment | {"PGAPPNAME": name}  # by which the database's sessions tell who they belong to
         kind = name.partition("-")[0]
         if kind == "web":
@@ -173,7 +182,7 @@ class Cluster:
             to_valkey = self.links.api_valkey if is_web else self.links.worker_valkey
             own["PAYOUTS_DATABASE_URL"] = proxied_postgres_url(self.postgres.url, to_postgres)
             own["PAYOUTS_REDIS_URL"] = proxied_valkey_url(self.valkey.url, to_valkey)
-        process = self.processes[name] = Process(name, own | environment, self.directory / f"{name}.log")
+        process = self.processes[name] = Process(name, own | environment, self.directory / f"{name}.log", namespace)
         process.start()
         return process
 
@@ -192,7 +201,8 @@ class Cluster:
             return re.search(r"@\S+ ready\.", process.log_since_start()) is not None
         path = "ready" if any(worker.is_running() for worker in self.workers) else "live"
         try:
-            url = f"http://127.0.0.1:{self.ports[process.name]}/health/{path}"
+            host, port = self.address(process.name)
+            url = f"http://{host}:{port}/health/{path}"
             return httpx.get(url, timeout=5, trust_env=False).status_code == 200
         except httpx.TransportError:
             return False
