@@ -4,7 +4,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from functools import wraps
@@ -29,11 +29,12 @@ from core.money import BALANCE_MAX_CENTS, format_dollars
 from core.payout_batches import PayoutBatch, PayoutBatchError
 from core.payout_users import PayoutUser, UserStatus
 from core.schema import migrate as run_migrations
-from core.settings import check_database_url, variable_name
+from core.settings import check_database_pooler, check_database_url, variable_name
 from core.verification import verify as run_verification
 
 Document = dict[str, Any] | list[dict[str, Any]]
 _DATABASE_URL = variable_name("database_url")
+_DATABASE_POOLER = variable_name("database_pooler")
 _DURATION = re.compile(r"([0-9]{1,7})([smhd])\Z")
 _DURATION_UNITS = {
     "s": timedelta(seconds=1),
@@ -69,7 +70,7 @@ def _admin_options(command: Callable[..., None]) -> Callable[..., None]:
     @wraps(command)
     def wrapper(*args: Any, data_dir: Path | None, **kwargs: Any) -> None:
         try:
-            with Database(_find_database_url(data_dir), transaction_timeout_s=None) as database:
+            with _open_database(data_dir) as database:
                 command(*args, database=database, **kwargs)
         except sa.exc.SQLAlchemyError as error:
             raise DatabaseCommandError(_explain(error)) from None
@@ -77,16 +78,17 @@ def _admin_options(command: Callable[..., None]) -> Callable[..., None]:
     return wrapper
 
 
-def _find_database_url(data_dir: Path | None) -> str:
-    url = os.environ.get(_DATABASE_URL, "").strip()
-    if data_dir is None and url:
-        return check_database_url(url)
-    path = data_dir or DEFAULT_DATA_DIR
-    url = DataDir(path).read_settings().get(_DATABASE_URL, "")
-    if not url:
-        text = f"{path} holds no database yet: run `payouts up --data-dir {path}`, or set {_DATABASE_URL}"
-        raise DataDirError(text)
-    return url
+def _open_database(data_dir: Path | None) -> Database:
+    variables: Mapping[str, str] = os.environ
+    if data_dir is not None or not variables.get(_DATABASE_URL, "").strip():
+        path = data_dir or DEFAULT_DATA_DIR
+        variables = DataDir(path).read_settings()
+        if not variables.get(_DATABASE_URL):
+            text = f"{path} holds no database yet: run `payouts up --data-dir {path}`, or set {_DATABASE_URL}"
+            raise DataDirError(text)
+    url = check_database_url(variables[_DATABASE_URL].strip())
+    pooler = check_database_pooler(variables.get(_DATABASE_POOLER, "").strip())
+    return Database(url, transaction_timeout_s=None, pooler=pooler)
 
 
 def _print(document: Document, lines: Iterator[str] | list[str], *, as_json: bool) -> None:

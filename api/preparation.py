@@ -23,7 +23,7 @@ class PreparationError(UserError):
 def prepare_database(settings: Settings, data_dir: DataDir) -> str:
     """Migrate, and return the secret key of the demo business, which is created the first time."""
     try:
-        with Database(settings.database_url, transaction_timeout_s=None) as database:
+        with Database(settings.database_url, transaction_timeout_s=None, pooler=settings.database_pooler) as database:
             wait_until_reachable(database, settings.startup_timeout_s)
             migrate(database)
             return _find_or_make_demo_key(database, data_dir)

@@ -1,5 +1,6 @@
 """PostgreSQL: the engine, and the one place that commits."""
 
+import re
 import select
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,15 +9,41 @@ from typing import Self, TypeVar
 
 import psycopg
 import sqlalchemy as sa
+from psycopg import sql
+from psycopg.pq import PipelineStatus
 from sqlalchemy import Connection
 
-from core.settings import Settings
+from core.errors import UserError
+from core.settings import POOLER_TRANSACTION, Settings, variable_name
 
 Found = TypeVar("Found")
 
 
 DATABASE_ERRORS = (sa.exc.DBAPIError, psycopg.Error)
 """SQLAlchemy's, and the driver's own where it was asked directly (`driver_of`)."""
+
+_UNSUPPORTED_PARAMETER = "unsupported startup parameter"
+_OPTION = re.compile(r"(?:-c\s*|--)([a-zA-Z_][\w.-]*)=((?:\\.|[^\s\\])*)\s*")
+_MARKER = "payouts.has_options"
+"""A parameter of our own: where the server does not know it, it got none of our options."""
+
+
+class PoolerError(UserError):
+    """The database is behind a connection pooler that does not pass our settings on, and nobody told us."""
+
+    exit_code = 2
+
+    def __init__(self) -> None:
+        super().__init__(
+            f"{variable_name('database_url')} leads to a connection pooler that does not pass settings on to "
+            f"PostgreSQL; set {variable_name('database_pooler')}={POOLER_TRANSACTION}"
+        )
+
+
+class DatabaseUrlError(UserError):
+    """The database's URL asks for what cannot be had."""
+
+    exit_code = 2
 
 
 def is_connection_error(error: Exception) -> bool:
@@ -28,12 +55,15 @@ def is_connection_error(error: Exception) -> bool:
         return False
     if cause.sqlstate is None:  # the error is the client's
         return isinstance(cause, psycopg.OperationalError) and not isinstance(cause, psycopg.errors.PipelineAborted)
-    # Class 08: connection; 57P: the operator intervened; 25P04: `transaction_timeout`, which ends the session.
-    return cause.sqlstate.startswith(("08", "57P", "25P04"))
+    # Class 08: connection, and whatever PgBouncer has to say; 53300: no connection is left; 57P: the operator
+    # intervened; 25P04: `transaction_timeout`, which ends the session.
+    return cause.sqlstate.startswith(("08", "53300", "57P", "25P04"))
 
 
 def describe_error(error: BaseException) -> str:
     """Name an error for a log: its types and SQLSTATE, never its text, which may quote a row."""
+    if isinstance(error, UserError):
+        return str(error)
     cause = _cause(error)
     if not isinstance(cause, psycopg.Error):
         return type(error).__name__
@@ -82,7 +112,12 @@ def send_all(driver: psycopg.Connection) -> None:
 
 
 class Database:
-    """A pool of connections. Nothing connects before the first transaction."""
+    """A pool of connections. Nothing connects before the first transaction.
+
+    The settings that we rely on are given when a connection begins. Behind a pooler that lends its connections for a
+    transaction (`pooler`), they are given at the beginning of each transaction, for that transaction alone, in the
+    round trip of its BEGIN.
+    """
 
     def __init__(
         self,
@@ -92,16 +127,23 @@ class Database:
         row_lock_timeout_s: float | None = None,
         connect_timeout_s: int = 2,
         pool_size: int = 4,
+        pooler: str = "",
     ) -> None:
         parsed = sa.make_url(url).set(drivername="postgresql+psycopg")
+        url_options = " ".join(_as_tuple(parsed.query.get("options", ())))
         # A 201 relies on a commit that is on disk.
-        options = ["-c TimeZone=UTC", "-c client_min_messages=warning", "-c synchronous_commit=on"]
-        if "options" in parsed.query:
-            options.insert(0, str(parsed.query["options"]))
+        settings = {"TimeZone": "UTC", "client_min_messages": "warning", "synchronous_commit": "on"}
         if transaction_timeout_s is not None:
-            options.append(f"-c transaction_timeout={round(transaction_timeout_s * 1000)}")
+            settings["transaction_timeout"] = str(round(transaction_timeout_s * 1000))
         if row_lock_timeout_s is not None:
-            options.append(f"-c lock_timeout={round(row_lock_timeout_s * 1000)}")
+            settings["lock_timeout"] = str(round(row_lock_timeout_s * 1000))
+        if pooler:
+            # Empty, because libpq would take it from the environment. Statements are not prepared: the next
+            # transaction may be on another of the pooler's connections.
+            connect_args: dict[str, object] = {"options": "", "prepare_threshold": None}
+        else:
+            own = [f"-c {name}={value}" for name, value in (settings | {_MARKER: "on"}).items()]
+            connect_args = {"options": " ".join([url_options, *own]).strip()}
         self.engine = sa.create_engine(
             parsed.difference_update_query(["options"]),
             # Each statement has a snapshot of its own, taken after the locks of the one before.
@@ -110,9 +152,9 @@ class Database:
             pool_size=pool_size,
             max_overflow=0,
             pool_timeout=connect_timeout_s,
-            connect_args={
+            connect_args=connect_args
+            | {
                 "connect_timeout": connect_timeout_s,
-                "options": " ".join(options),
                 # A cut network is noticed within seconds, not after the kernel's two hours.
                 "keepalives_idle": 1,
                 "keepalives_interval": 1,
@@ -120,6 +162,12 @@ class Database:
                 "tcp_user_timeout": 3000,
             },
         )
+        if pooler:
+            self._set_for_transaction = _make_local_settings(_parse_options(url_options), settings)
+            sa.event.listen(self.engine, "begin", self._give_settings)
+        else:
+            sa.event.listen(self.engine, "connect", _check_options)
+            sa.event.listen(self.engine, "handle_error", _explain_refused_options)
 
     @classmethod
     def from_settings(
@@ -132,6 +180,7 @@ class Database:
             row_lock_timeout_s=settings.row_lock_timeout_s,
             connect_timeout_s=settings.database_connect_timeout_s,
             pool_size=pool_size or settings.database_pool_size,
+            pooler=settings.database_pooler,
         )
 
     @contextmanager
@@ -154,6 +203,22 @@ class Database:
             connection.begin(),
         ):
             yield connection
+
+    def _give_settings(self, connection: Connection) -> None:
+        """Begin the transaction with its settings. In a pipeline, they are only queued behind its BEGIN."""
+        driver = driver_of(connection)
+        try:
+            if driver.pgconn.pipeline_status != PipelineStatus.OFF:
+                driver.execute(self._set_for_transaction)
+                return
+            with driver.pipeline():
+                driver.execute(self._set_for_transaction)
+        except psycopg.Error as error:
+            is_lost = is_connection_error(error)
+            if is_lost:
+                connection.invalidate(error)
+                self.engine.dispose()
+            raise sa.exc.OperationalError(None, None, error, connection_invalidated=is_lost) from error
 
     @contextmanager
     def _drop_broken_pool(self) -> Iterator[None]:
@@ -179,9 +244,12 @@ class Database:
     @contextmanager
     def snapshot(self) -> Iterator[Connection]:
         """Give a read-only connection that sees one moment of the whole database."""
-        with self.engine.connect().execution_options(
-            isolation_level="REPEATABLE READ", postgresql_readonly=True
-        ) as connection:
+        with (
+            self.engine.connect().execution_options(
+                isolation_level="REPEATABLE READ", postgresql_readonly=True
+            ) as connection,
+            connection.begin(),
+        ):
             yield connection
 
     def count_connections(self) -> tuple[int, int]:
@@ -200,3 +268,57 @@ class Database:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _make_local_settings(url_settings: dict[str, str], settings: dict[str, str]) -> bytes:
+    """Return the statement that gives settings for a transaction, whatever others left behind in the session."""
+    # None stands for the role's or the database's own.
+    own = dict.fromkeys(["search_path", "statement_timeout", "lock_timeout", "transaction_timeout"])
+    # A transaction timeout that runs already begins anew only after 0.
+    values = [("transaction_timeout", "0"), *(own | url_settings | settings).items()]
+    calls = [sql.SQL("set_config({}, {}, true)").format(name, value) for name, value in values]
+    return sql.SQL("SELECT {}").format(sql.SQL(", ").join(calls)).as_bytes()
+
+
+def _parse_options(options: str) -> dict[str, str]:
+    """Return the settings in a URL's `options`, which are written as for PostgreSQL's command line."""
+    settings: dict[str, str] = {}
+    position = 0
+    text = options.strip()
+    while position < len(text):
+        found = _OPTION.match(text, position)
+        if found is None:
+            message = (
+                f"{variable_name('database_url')}: behind a connection pooler, its options can only be written as "
+                "-c name=value"
+            )
+            raise DatabaseUrlError(message)
+        settings[found[1].replace("-", "_").lower()] = re.sub(r"\\(.)", r"\1", found[2])
+        position = found.end()
+    return settings
+
+
+def _as_tuple(value: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else value
+
+
+def _check_options(driver: psycopg.Connection, _: object) -> None:
+    """Make sure that a new connection has our settings: a pooler may have been told to ignore them.
+
+    Raises:
+        PoolerError: it has not.
+
+    """
+    was_autocommit = driver.autocommit
+    driver.autocommit = True
+    found = driver.execute(f"SELECT current_setting('{_MARKER}', true)").fetchone()
+    driver.autocommit = was_autocommit
+    if found != ("on",):
+        driver.close()
+        raise PoolerError
+
+
+def _explain_refused_options(context: sa.engine.ExceptionContext) -> None:
+    """Say what to do where a pooler refuses our settings."""
+    if _UNSUPPORTED_PARAMETER in str(context.original_exception):
+        raise PoolerError from None

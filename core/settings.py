@@ -12,6 +12,7 @@ from core.errors import UserError
 
 PREFIX = "PAYOUTS_"
 HASH_SECRET_CHARACTERS_MIN = 32
+POOLER_TRANSACTION = "transaction"
 _TIME_LIMIT_MAX_S = 3600
 
 
@@ -88,6 +89,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         int, Meta(ge=2, description="longest wait for one connection to PostgreSQL")
     ] = 2
     database_pool_size: Annotated[int, Meta(ge=1, description="connections that one process keeps open")] = 8
+    database_pooler: Annotated[
+        str,
+        Meta(
+            pattern=f"^{POOLER_TRANSACTION}$",
+            description="`transaction` where PgBouncer lies between, in its transaction mode",
+        ),
+    ] = ""
     metrics_port: Annotated[
         int,
         Meta(
@@ -179,6 +187,20 @@ def check_database_url(url: str) -> str:
     if mistake := _find_wrong_url("database_url", url):
         raise SettingsError([mistake])
     return url
+
+
+def check_database_pooler(pooler: str) -> str:
+    """Return what lies between us and the database; empty for nothing.
+
+    Raises:
+        SettingsError: it is nothing that we know.
+
+    """
+    if pooler not in {"", POOLER_TRANSACTION}:
+        raise SettingsError(
+            [f"{variable_name('database_pooler')}: {pooler!r} does not fit: {POOLER_TRANSACTION} would"]
+        )
+    return pooler
 
 
 def _find_wrong_url(setting: str, url: str) -> str | None:

@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from core.credentials import KeyKind
 from core.database import Database
 from core.schema import migrate
 from core.verification import Verification, verify
+from tests.pgbouncer import run_pgbouncer
 
 ROOT = Path(__file__).resolve().parent.parent
 HASH_SECRET = "a hash secret for tests, long enough"  # noqa: S105
@@ -147,16 +148,26 @@ class System:
 
 @contextmanager
 def run_system(servers: Servers, **settings: str) -> Iterator[System]:
-    """Run `web` and `worker` as the Procfile says; further settings as keyword arguments (`batch_max="5"`)."""
+    """Run `web` and `worker` as the Procfile says; further settings as keyword arguments (`batch_max="5"`).
+
+    With `database_pooler`, a PgBouncer stands before their database.
+    """
     port = find_free_port()
     processes: list[subprocess.Popen[bytes]] = []
     log_dir = Path(tempfile.mkdtemp(prefix="payouts-logs-"))
-    with servers.clone() as database_url, Database(database_url, transaction_timeout_s=None) as database:
+    with (
+        servers.clone() as database_url,
+        Database(database_url, transaction_timeout_s=None) as database,
+        ExitStack() as stack,
+    ):
+        url = (
+            stack.enter_context(run_pgbouncer(database_url)).url_of() if "database_pooler" in settings else database_url
+        )
         environment = {
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "PYTHONUNBUFFERED": "1",
             "PORT": str(port),
-            "PAYOUTS_DATABASE_URL": database_url,
+            "PAYOUTS_DATABASE_URL": url,
             "PAYOUTS_REDIS_URL": servers.redis_url,
             "PAYOUTS_HASH_SECRET": HASH_SECRET,
             **{f"PAYOUTS_{name.upper()}": value for name, value in settings.items()},

@@ -15,6 +15,7 @@ from honcho.environ import parse_procfile
 
 from api.cli import cli
 from core.settings import Settings, variable_name
+from tests.pgbouncer import pgbouncer_settings
 from tests.servers import ROOT
 
 README = (ROOT / "README.md").read_text()
@@ -39,6 +40,12 @@ def test_readme_documents_no_setting_that_is_gone() -> None:
     assert set(re.findall(r"^\| `(PAYOUTS_\w+)`", README, re.MULTILINE)) == {
         variable_name(field.name) for field in msgspec.structs.fields(Settings)
     }
+
+
+def test_readme_shows_the_settings_of_pgbouncer_that_the_tests_run_with() -> None:
+    shown = re.search(r"^```ini\n(pool_mode.*?)```$", README, re.MULTILINE | re.DOTALL)
+    assert shown
+    assert shown[1] == pgbouncer_settings()
 
 
 @pytest.mark.parametrize("command", ["up", "push", "migrate", "business", "key", "user", "batch", "verify"])

@@ -6,12 +6,12 @@ import warnings
 
 from celery import Celery
 from celery.exceptions import SecurityWarning
-from celery.signals import after_setup_logger, worker_ready
+from celery.signals import after_setup_logger, worker_init, worker_ready
 from redis import Redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from core.database import Database
+from core.database import DATABASE_ERRORS, Database, PoolerError
 from core.garbage import spare_what_stays
 from core.messages import BatchCodec
 from core.settings import Settings, SettingsError, load_settings
@@ -49,6 +49,19 @@ def _quiet_celery(**_: object) -> None:
     """Leave out Celery's two lines for every task: the second one prints the whole result."""
     for name in ("celery.worker.strategy", "celery.app.trace"):
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+@worker_init.connect  # type: ignore[untyped-decorator]
+def _check_pooler(**_: object) -> None:
+    """End where an unknown pooler drops our settings; a database out of reach is waited for with every task."""
+    try:
+        with Database.from_settings(load_settings(), pool_size=1) as database, database.transaction():
+            pass
+    except DATABASE_ERRORS:
+        pass
+    except PoolerError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(error.exit_code)
 
 
 @worker_ready.connect  # type: ignore[untyped-decorator]

@@ -3,6 +3,7 @@
 import atexit
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -26,6 +27,7 @@ from core.database import Database
 from core.schema import migrate
 from core.settings import Settings, load_settings
 from tests.chaos.proxy import Proxy, proxied_postgres_url, proxied_valkey_url, proxy_postgres, proxy_valkey
+from tests.pgbouncer import PgBouncer, run_pgbouncer
 from tests.servers import HASH_SECRET, ROOT, Account, open_account
 from workers.app import QUEUE
 
@@ -48,11 +50,13 @@ def wait_until(is_true: Callable[[], object], what: str, timeout_s: float = _REA
 class Process:
     """One of the Procfile's lines; it may be killed, stopped and started again."""
 
-    def __init__(self, name: str, environment: Mapping[str, str], log: Path) -> None:
+    def __init__(self, name: str, environment: Mapping[str, str], log: Path, namespace: str | None = None) -> None:
         self.name = name
         self.log = log
         self._environment = dict(environment)
         self._command = PROCFILE[name.partition("-")[0]]
+        if namespace is not None:  # `ip` becomes the shell, and that the process
+            self._command = f"exec ip netns exec {namespace} sh -c {shlex.quote(self._command)}"
         self._popen: subprocess.Popen[bytes] | None = None
         self._log_offset = 0
 
@@ -143,8 +147,12 @@ class Cluster:
     """The database server's other database, for what is done to the server."""
     environment: dict[str, str]
     links: Links | None = None
+    pooler: PgBouncer | None = None
+    """Between the processes and PostgreSQL."""
     processes: dict[str, Process] = field(default_factory=dict)
     ports: dict[str, int] = field(default_factory=dict)
+    hosts: dict[str, str] = field(default_factory=dict)
+    """Where API processes listen, if not on 127.0.0.1."""
 
     @property
     def settings(self) -> Settings:
@@ -157,8 +165,12 @@ class Cluster:
     def workers(self) -> list[Process]:
         return self.named("worker")
 
-    def start(self, name: str, **environment: str) -> Process:
-        """Start `web-…`, `worker-…`, `batches-…` or `beat-…`."""
+    def address(self, web: str) -> tuple[str, int]:
+        """Return the host and port of an API process."""
+        return self.hosts.get(web, "127.0.0.1"), self.ports[web]
+
+    def start(self, name: str, *, namespace: str | None = None, **environment: str) -> Process:
+        """Start `web-…`, `worker-…`, `batches-…` or `beat-…`; in a network namespace, where one is named."""
         own = self.environment | {"PGAPPNAME": name}  # by which the database's sessions tell who they belong to
         kind = name.partition("-")[0]
         if kind == "web":
@@ -170,7 +182,7 @@ class Cluster:
             to_valkey = self.links.api_valkey if is_web else self.links.worker_valkey
             own["PAYOUTS_DATABASE_URL"] = proxied_postgres_url(self.postgres.url, to_postgres)
             own["PAYOUTS_REDIS_URL"] = proxied_valkey_url(self.valkey.url, to_valkey)
-        process = self.processes[name] = Process(name, own | environment, self.directory / f"{name}.log")
+        process = self.processes[name] = Process(name, own | environment, self.directory / f"{name}.log", namespace)
         process.start()
         return process
 
@@ -189,7 +201,8 @@ class Cluster:
             return re.search(r"@\S+ ready\.", process.log_since_start()) is not None
         path = "ready" if any(worker.is_running() for worker in self.workers) else "live"
         try:
-            url = f"http://127.0.0.1:{self.ports[process.name]}/health/{path}"
+            host, port = self.address(process.name)
+            url = f"http://{host}:{port}/health/{path}"
             return httpx.get(url, timeout=5, trust_env=False).status_code == 200
         except httpx.TransportError:
             return False
@@ -256,7 +269,10 @@ def run_cluster(
     environments: Mapping[str, Mapping[str, str]] | None = None,
     **settings: str,
 ) -> Iterator[Cluster]:
-    """Run a system; settings as keyword arguments, further environment variables by the process's name."""
+    """Run a system; settings as keyword arguments, further environment variables by the process's name.
+
+    With `database_pooler`, a PgBouncer stands before PostgreSQL.
+    """
     with ExitStack() as stack:
         own = Path(tempfile.mkdtemp(prefix="payouts-chaos-"))
         stack.callback(shutil.rmtree, own, ignore_errors=True)
@@ -276,18 +292,19 @@ def run_cluster(
                 api_valkey=stack.enter_context(proxy_valkey(valkey.url)),
                 worker_valkey=stack.enter_context(proxy_valkey(valkey.url)),
             )
+        pooler = stack.enter_context(run_pgbouncer(url)) if "database_pooler" in settings else None
         database = stack.enter_context(Database(url, transaction_timeout_s=None))
         server_url = sa.make_url(url).set(database="postgres").render_as_string(hide_password=False)
         server = stack.enter_context(Database(server_url, transaction_timeout_s=None))
         environment = {
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "PYTHONUNBUFFERED": "1",
-            "PAYOUTS_DATABASE_URL": url,
+            "PAYOUTS_DATABASE_URL": pooler.url_of() if pooler else url,
             "PAYOUTS_REDIS_URL": valkey.url,
             "PAYOUTS_HASH_SECRET": HASH_SECRET,
             **{f"PAYOUTS_{name.upper()}": value for name, value in settings.items()},
         }
-        cluster = Cluster(postgres, valkey, own, database, server, environment, links)
+        cluster = Cluster(postgres, valkey, own, database, server, environment, links, pooler)
         stack.callback(cluster.end)
         try:
             counts = {"web": webs, "worker": workers, "batches": batches, "beat": beats}

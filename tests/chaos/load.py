@@ -67,15 +67,15 @@ class Connection:
 
     def __init__(self) -> None:
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
-        self._port = 0
+        self._address = ("", 0)
 
-    async def open(self, port: int) -> None:
+    async def open(self, port: int, host: str = "127.0.0.1") -> None:
         """Connect, unless the connection of before still stands."""
-        if self._streams is not None and (self._port != port or self._streams[0].at_eof()):
+        if self._streams is not None and (self._address != (host, port) or self._streams[0].at_eof()):
             self.close()
         if self._streams is None:
-            self._streams = await asyncio.open_connection("127.0.0.1", port)
-            self._port = port
+            self._streams = await asyncio.open_connection(host, port)
+            self._address = (host, port)
 
     async def post(self, secret_key: str, body: dict[str, object], idempotency_key: str | None) -> None:
         """Send a request."""
@@ -121,6 +121,7 @@ async def call(
     *,
     key: str | None = None,
     hang_up_after_s: float | None = None,
+    host: str = "127.0.0.1",
 ) -> Answer:
     """Ask for an allocation, and record whatever becomes of it."""
     started_at = time.monotonic()
@@ -130,7 +131,7 @@ async def call(
     was_sent = False
     try:
         async with asyncio.timeout(_GIVE_UP_AFTER_S):
-            await connection.open(port)
+            await connection.open(port, host)
             was_sent = True
             await connection.post(account.secret_key, {"email": email, "amount": amount}, key)
             if hang_up_after_s is None:
@@ -207,9 +208,9 @@ class Load:
                 calls += 1
                 web = self._choose_web(number, chance)
                 hang_up_after_s = chance.random() * 0.03 if hangs_up else None
-                port = self._cluster.ports[web]
+                host, port = self._cluster.address(web)
                 answer = await call(
-                    connection, account, web, port, email, amount, key=key, hang_up_after_s=hang_up_after_s
+                    connection, account, web, port, email, amount, key=key, hang_up_after_s=hang_up_after_s, host=host
                 )
                 self.answers.append(answer)
                 if answer.status in {201, 400}:

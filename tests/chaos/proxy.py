@@ -15,9 +15,12 @@ _CHUNK_BYTES = 65_536
 
 
 class Proxy:
-    """Forwards 127.0.0.1:`port` to a TCP port or a unix socket. It runs on a thread of its own."""
+    """Forwards `listen_host`:`port` to a TCP port or a unix socket. It runs on a thread of its own."""
 
-    def __init__(self, *, host: str = "127.0.0.1", port: int = 0, unix_path: str | None = None) -> None:
+    def __init__(
+        self, *, host: str = "127.0.0.1", port: int = 0, unix_path: str | None = None, listen_host: str = "127.0.0.1"
+    ) -> None:
+        self.host = listen_host
         self._target = (host, port, unix_path)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -56,7 +59,7 @@ class Proxy:
     async def _listen(self) -> None:
         self._flowing.set()
         if self._server is None:
-            self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port)
+            self._server = await asyncio.start_server(self._accept, self.host, self.port)
             self.port = self._server.sockets[0].getsockname()[1]
 
     async def _stop_listening(self) -> None:
@@ -122,25 +125,25 @@ class Proxy:
                 await writer.drain()
 
 
-def proxy_postgres(url: str) -> Proxy:
+def proxy_postgres(url: str, listen_host: str = "127.0.0.1") -> Proxy:
     """Make a proxy for a server that listens on a unix socket."""
     directory = sa.make_url(url).query["host"]
-    return Proxy(unix_path=f"{directory}/.s.PGSQL.5432")
+    return Proxy(unix_path=f"{directory}/.s.PGSQL.5432", listen_host=listen_host)
 
 
 def proxied_postgres_url(url: str, proxy: Proxy) -> str:
     """Return a PostgreSQL URL with the proxy in the place of the unix socket."""
-    through = sa.make_url(url).difference_update_query(["host"]).set(host="127.0.0.1", port=proxy.port)
+    through = sa.make_url(url).difference_update_query(["host"]).set(host=proxy.host, port=proxy.port)
     return through.render_as_string(hide_password=False)
 
 
-def proxy_valkey(url: str) -> Proxy:
+def proxy_valkey(url: str, listen_host: str = "127.0.0.1") -> Proxy:
     """Make a proxy for Valkey."""
     port = urlsplit(url).port
     assert port
-    return Proxy(port=port)
+    return Proxy(port=port, listen_host=listen_host)
 
 
 def proxied_valkey_url(url: str, proxy: Proxy) -> str:
-    """Return a Valkey URL with the proxy's port."""
-    return url.replace(f":{urlsplit(url).port}/", f":{proxy.port}/")
+    """Return a Valkey URL with the proxy's address."""
+    return url.replace(f"@127.0.0.1:{urlsplit(url).port}/", f"@{proxy.host}:{proxy.port}/")
