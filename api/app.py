@@ -9,6 +9,7 @@ from typing import Any
 
 from litestar import Litestar, Request, Response
 from litestar.exceptions import HTTPException
+from litestar.types import ASGIApp
 from redis.asyncio import Redis
 
 from api import payouts, responses
@@ -29,7 +30,7 @@ from api.payout_users import payout_user_routes
 from api.publisher import Publisher, make_instance_prefix
 from api.rate_limit import RateLimiter, add_rate_limit
 from api.replies import Replies
-from api.request_id import add_request_id
+from api.request_log import RequestLines, RequestLog, note_of
 from api.responses import Refusal
 from api.settler import Settler
 from api.traffic import count_requests
@@ -37,6 +38,7 @@ from api.transactions import transaction_routes
 from core.database import Database, describe_error
 from core.errors import UserError
 from core.garbage import spare_what_stays
+from core.logs import Logs, about
 from core.messages import BatchCodec
 from core.revision import wait_for_schema
 from core.settings import Settings, load_settings
@@ -142,7 +144,7 @@ def create_app(settings: Settings) -> Litestar:
             openapi_route(),
         ],
         lifespan=[lifespan],
-        before_send=[add_request_id, add_rate_limit],
+        before_send=[add_rate_limit],
         exception_handlers={HTTPException: _answer_http_exception, Exception: _answer_unexpected},
         logging_config=None,
         openapi_config=None,
@@ -162,14 +164,13 @@ async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
         _, unfinished = await asyncio.wait(unfinished, timeout=_CANCEL_AGAIN_AFTER_S)
 
 
-def create_app_from_environment() -> Litestar:
+def create_app_from_environment() -> ASGIApp:
     """Make the application from `PAYOUTS_…` variables, once its database is there.
 
     Wrong settings end the process with code 2; a database that stays out of reach, or is not migrated, with 1.
     """
     # A batch is published by a thread, which must not wait 5 ms for the event loop each time it wants to go on.
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     try:
         settings = load_settings()
         with Database.from_settings(settings) as database:
@@ -177,7 +178,17 @@ def create_app_from_environment() -> Litestar:
     except UserError as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(error.exit_code)
-    return create_app(settings)
+    return add_request_log(create_app(settings), settings)
+
+
+def add_request_log(app: Litestar, settings: Settings) -> ASGIApp:
+    """Have this process log, and each of the application's requests with it."""
+    lines = RequestLines(route.path_format for route in app.routes)
+    writer = Logs.configure_in_background(
+        "web", log_format=settings.log_format, log_level=settings.log_level, format_other=lines.format
+    )
+    is_logged = settings.access_log and settings.log_level in {"debug", "info"}
+    return RequestLog(app, writer if is_logged else None, with_probes=settings.log_level == "debug")
 
 
 def _answer_http_exception(_: Request[Any, Any, Any], error: HTTPException) -> Response[Any]:
@@ -190,6 +201,11 @@ def _answer_http_exception(_: Request[Any, Any, Any], error: HTTPException) -> R
     return response
 
 
-def _answer_unexpected(_: Request[Any, Any, Any], error: Exception) -> Response[Any]:
-    logger.error("a request was answered 500: %s", describe_error(error))
+def _answer_unexpected(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
+    note = note_of(request.scope)
+    logger.error(
+        "a request was answered 500: %s",
+        describe_error(error),
+        extra=about(error=error, request_id=note.id, route=request.scope.get("path_template")),
+    )
     return responses.INTERNAL_ERROR.response()

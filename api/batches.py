@@ -17,6 +17,7 @@ from api.dispatcher import TooManyWaitingError
 from api.idempotency import strip_key
 from api.lists import Listing, Lists
 from api.parameters import Parameters, batches_cursor, results_cursor
+from api.request_log import note_of
 from api.responses import AnyResponse, Refusal
 from core import payout_batches
 from core.credentials import payout_hash
@@ -72,6 +73,7 @@ async def _create(request: AnyRequest, calls: BusinessCalls, intake: BatchIntake
         return responses.TOO_MANY_REQUESTS.response()
     if isinstance(accepted, Refusal | dict):
         return responses.respond(accepted)
+    note_of(request.scope).batch_id = accepted.batch.id
     document = documents.Batch.of(accepted.batch)
     headers = {"Location": f"{PATH}/{document.id}"}
     if accepted.is_replay:

@@ -13,6 +13,7 @@ from api import responses
 from api.authentication import Authenticator, Identity
 from api.dispatcher import TooManyWaitingError
 from api.rate_limit import RateLimiter
+from api.request_log import note_of
 from api.responses import Refusal
 from core import metrics
 from core.api_keys import find_standing
@@ -71,6 +72,7 @@ class BusinessCalls:
         identity = await self._authenticator.identify(request.headers.get("authorization", ""))
         if identity is None:
             return responses.UNAUTHORIZED
+        note_of(request.scope).business_id = identity.business_id
         return await self._limiter.take(identity.api_key_id, request.scope) or identity
 
     async def carry_out(self, identity: Identity, work: Callable[[Connection, UUID], Found]) -> Found | Refusal:

@@ -17,6 +17,7 @@ from api.settler import Settler
 from api.waiting import Pending, WaitingList
 from core import metrics
 from core.database import describe_error
+from core.logs import about
 from core.messages import Allocation, Outcome
 from core.settings import Settings
 
@@ -99,8 +100,15 @@ class Dispatcher:
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(_SWEEP_S)
-            for pending in self._waiting.take_expired(loop.time()):
+            expired = self._waiting.take_expired(loop.time())
+            for pending in expired:
                 pending.answer(Outcome.EXPIRED)
+            if expired:
+                logger.warning(
+                    "%d allocations are answered 500: their deadline passed before they could be sent",
+                    len(expired),
+                    extra=about(allocations=_allocations(expired)),
+                )
 
     async def probe(self, timeout_s: float) -> bool:
         """Send an empty batch; tell whether a worker carried it out in time."""
@@ -167,7 +175,12 @@ class Dispatcher:
         try:
             await self._exchange(batch)
         except Exception as error:  # noqa: BLE001 (whatever broke, every caller gets a certain answer)
-            logger.error("a batch of %d could not be exchanged: %s", len(batch), describe_error(error))
+            logger.error(
+                "a batch of %d could not be exchanged: %s",
+                len(batch),
+                describe_error(error),
+                extra=about(error=error, allocations=_allocations(batch)),
+            )
             self._start(self._settler.settle(batch))
         finally:
             self._in_flight -= 1
@@ -187,13 +200,24 @@ class Dispatcher:
                 published += 1
                 if published > 1:
                     metrics.RESENDS.inc()
+                    logger.warning(
+                        "a batch of %d is sent again: nobody answered for all of it",
+                        len(undecided),
+                        extra=about(allocations=_allocations(undecided), task_id=task_id, copy=published),
+                    )
                 resend_at = sent_at + self._settings.resend_after_s
                 await self._publish(task_id, undecided)
                 while True:
                     for future in [future for future in copies if future.done()]:
-                        _, sent, sent_at = copies.pop(future)
+                        answered_id, sent, sent_at = copies.pop(future)
                         self._replied_at = time.monotonic()
                         metrics.ROUND_TRIP_SECONDS.observe(loop.time() - sent_at)
+                        if future.result() is None:
+                            logger.warning(
+                                "a worker could not carry out a batch of %d",
+                                len(sent),
+                                extra=about(allocations=_allocations(sent), task_id=answered_id),
+                            )
                         self._answer(sent, future.result(), is_only_copy=published == 1)
                     undecided = self._hand_over(undecided)
                     now = loop.time()
@@ -244,3 +268,7 @@ class Dispatcher:
         if due:
             self._start(self._settler.settle(due))
         return others
+
+
+def _allocations(batch: list[Pending]) -> list[Allocation]:
+    return [pending.allocation for pending in batch]

@@ -14,6 +14,7 @@ from api.authentication import Authenticator, find_refusal
 from api.dispatcher import Dispatcher, TooManyWaitingError
 from api.idempotency import may_be_key, strip_key
 from api.rate_limit import RateLimiter
+from api.request_log import note_of
 from api.responses import HEADERS_BY_SUCCESS, REFUSAL_BY_OUTCOME
 from api.validation import NotAnObject, PayoutRequest, parse_payout_request
 from core.credentials import payout_hash
@@ -45,6 +46,8 @@ def create_payout_route(
         identity = await authenticator.identify(headers.get(b"authorization", b"").decode("latin-1"))
         if identity is None:
             return await responses.UNAUTHORIZED.send(send)
+        note = note_of(scope)
+        note.business_id = identity.business_id
         if (refusal := await limiter.take(identity.api_key_id, scope)) is not None:
             return await refusal.send(send)
         body = await _read(receive, body_max_bytes)
@@ -65,18 +68,22 @@ def create_payout_route(
                 return await responses.NOT_AN_OBJECT.send(send)
             return await responses.send_json(send, 400, parsed)
         allocation = Allocation(
-            id=new_id(),
+            # One id serves both, unless the caller brought its own.
+            id=note.own_id or new_id(),
             business_id=identity.business_id,
             api_key_id=identity.api_key_id,
             email=parsed.email,
             amount_cents=parsed.amount,
             deadline_us=dispatcher.deadline_us(),
             idempotency_key=idempotency_key,
+            request_id="" if note.own_id else note.id,
         )
+        note.allocation_id = allocation.id
         try:
             outcome = await dispatcher.allocate(allocation)
         except TooManyWaitingError:
             return await responses.TOO_MANY_REQUESTS.send(send)
+        note.outcome = outcome
         refusal = REFUSAL_BY_OUTCOME.get(outcome)
         if refusal is not None:
             return await refusal.send(send)

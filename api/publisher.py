@@ -10,8 +10,9 @@ from celery import Celery
 
 from core import metrics
 from core.ids import new_id
+from core.logs import about, name_allocations
 from core.messages import Allocation, BatchCodec
-from workers.app import ALLOCATE_TASK
+from workers.app import ALLOCATE_TASK, NAMES_HEADER
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +42,12 @@ class Publisher:
             await loop.run_in_executor(self._executor, self._send, task_id, allocations)
         except Exception as error:  # noqa: BLE001 (kombu lets the errors of every transport through)
             metrics.PUBLISH_ERRORS.inc()
-            logger.warning("a batch of %d may not have been sent: %s", len(allocations), type(error).__name__)
+            logger.warning(
+                "a batch of %d may not have been sent: %s",
+                len(allocations),
+                type(error).__name__,
+                extra=about(error=error, allocations=allocations, task_id=task_id),
+            )
 
     def _send(self, task_id: str, allocations: Sequence[Allocation]) -> None:
         businesses = len({allocation.business_id for allocation in allocations})
@@ -51,6 +57,8 @@ class Publisher:
             task_id=task_id,
             argsrepr=f"{len(allocations)} allocations, {businesses} businesses",
             kwargsrepr="{}",
+            # For the log of a worker that cannot open the message.
+            headers={NAMES_HEADER: name_allocations(allocations)},
         )
 
     def close(self) -> None:

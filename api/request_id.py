@@ -1,19 +1,22 @@
-"""`X-Request-Id` on every response: the caller's own, where it sent a sane one."""
+"""`X-Request-Id`: the caller's own, where it sent a sane one, or else ours."""
 
 import re
-
-from litestar.types import Message, Scope
+from collections.abc import Iterable
+from uuid import UUID
 
 from core.ids import new_id
+from core.logs import holds_secret
 
+NAME = b"x-request-id"
 _SANE = re.compile(rb"[A-Za-z0-9._:=;/+@-]{1,128}\Z")
-_NAME = b"x-request-id"
 
 
-async def add_request_id(message: Message, scope: Scope) -> None:
-    """Add the header; runs before each message of each response is sent."""
-    if message["type"] != "http.response.start":
-        return
-    sent = next((value for name, value in scope["headers"] if name == _NAME), b"")
-    request_id = sent if _SANE.match(sent) else new_id().hex.encode()
-    message["headers"] = [*message.get("headers", []), (_NAME, request_id)]
+def choose_request_id(headers: Iterable[tuple[bytes, bytes]]) -> tuple[str, UUID | None]:
+    """Return a request's id, and its value where it is ours. A sane one holds nothing that a log must not."""
+    for name, value in headers:
+        if name == NAME:
+            if _SANE.match(value) and not holds_secret(text := value.decode()):
+                return text, None
+            break
+    own = new_id()
+    return own.hex, own

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from uuid import UUID
@@ -10,6 +11,7 @@ from api.waiting import Pending
 from core import metrics, settlement
 from core.database import DATABASE_ERRORS, Database, describe_error, is_connection_error
 from core.ids import IdKind, format_id
+from core.logs import about
 from core.messages import Allocation, Outcome
 
 logger = logging.getLogger(__name__)
@@ -59,7 +61,9 @@ class Settler:
         """Let go of the threads, and name what nobody will settle now."""
         self._executor.shutdown(wait=False, cancel_futures=True)
         for id_ in self.answered_unsettled:
-            logger.error("allocation %s was answered 500 and is left unsettled", format_id(IdKind.TRANSACTION, id_))
+            name = format_id(IdKind.TRANSACTION, id_)
+            extra = about(allocation_id=name, always=True)
+            logger.error("allocation %s was answered 500 and is left unsettled", name, extra=extra)
 
     def _give_up(self, pending: Pending) -> None:
         """Answer 500, also while an attempt to settle is under way."""
@@ -68,7 +72,8 @@ class Settler:
             self.answered_unsettled.add(id_)
             metrics.SETTLES.labels("unknown").inc()
             pending.answer(Outcome.FAILED)
-            logger.warning("allocation %s is answered 500 before it is settled", format_id(IdKind.TRANSACTION, id_))
+            name, extra = format_id(IdKind.TRANSACTION, id_), about(allocations=[pending.allocation])
+            logger.warning("allocation %s is answered 500 before it is settled", name, extra=extra)
 
     async def _settle_once(self, due: list[Pending]) -> set[UUID]:
         """Answer what is certain; return the ids of that."""
@@ -77,7 +82,8 @@ class Settler:
         try:
             found = await loop.run_in_executor(self._executor, self._look_up, [each.allocation for each in due])
         except Exception as error:  # noqa: BLE001 (nothing may end the settling)
-            logger.warning("%d allocations could not be settled yet: %s", len(due), describe_error(error))
+            extra = about(error=error, allocations=[each.allocation for each in due])
+            logger.warning("%d allocations could not be settled yet: %s", len(due), describe_error(error), extra=extra)
             return settled
         for pending in due:
             id_ = pending.allocation.id
@@ -89,7 +95,17 @@ class Settler:
                 settled.add(id_)
                 metrics.SETTLES.labels("committed").inc()
         self.answered_unsettled -= settled
+        self._log_settled([each for each in due if each.allocation.id in settled])
         return settled
+
+    def _log_settled(self, settled: list[Pending]) -> None:
+        by_outcome: dict[Outcome, list[Allocation]] = defaultdict(list)
+        for pending in settled:
+            if not pending.outcome.cancelled():
+                by_outcome[pending.outcome.result()].append(pending.allocation)
+        for outcome, allocations in by_outcome.items():
+            extra = about(allocations=allocations, outcome=outcome)
+            logger.warning("%d allocations were settled at their deadline: %s", len(allocations), outcome, extra=extra)
 
     async def _settle_committed(self, pending: Pending, outcome: Outcome) -> bool:
         """Answer 201; from whoever was told 500 it is taken back. Return whether that could be done."""
@@ -97,18 +113,21 @@ class Settler:
         if pending.outcome.cancelled() or pending.outcome.result() is not Outcome.FAILED:
             return True
         name = format_id(IdKind.TRANSACTION, pending.allocation.id)
+        extra = about(allocations=[pending.allocation], always=True)
         try:
             is_reversed = await asyncio.get_running_loop().run_in_executor(
                 self._executor, self._withdraw, pending.allocation
             )
         except Exception as error:  # noqa: BLE001 (nothing may end the settling)
-            logger.error("allocation %s could not be taken back yet: %s", name, describe_error(error))
+            extra = about(error=error, allocations=[pending.allocation])
+            logger.error("allocation %s could not be taken back yet: %s", name, describe_error(error), extra=extra)
             return False
         if is_reversed:
             metrics.REVERSALS.inc()
-            logger.error("allocation %s was answered 500 but committed; it is reversed", name)
+            logger.error("allocation %s was answered 500 but committed; it is reversed", name, extra=extra)
         else:
-            logger.error("allocation %s was answered 500 but committed; a retry of it counts, or it is no more", name)
+            text = "allocation %s was answered 500 but committed; a retry of it counts, or it is no more"
+            logger.error(text, name, extra=extra)
         return True
 
     def _look_up(self, allocations: list[Allocation]) -> settlement.Settlement:

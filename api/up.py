@@ -26,6 +26,7 @@ PROCFILE = Path(__file__).resolve().parent.parent / "Procfile"
 _DATABASE_URL = variable_name("database_url")
 _REDIS_URL = variable_name("redis_url")
 _HASH_SECRET = variable_name("hash_secret")
+_LOG_FORMAT = variable_name("log_format")
 _RESTARTS_BEFORE_READY_MAX = 3
 _READY_WITHIN_S = 60.0
 _HEALTH_TIMEOUT_S = 5.0
@@ -137,7 +138,7 @@ def _process_environment(variables: dict[str, str], host: str, port: int) -> dic
         "PAYOUTS_HOST": host,
         "PORT": str(port),
     }
-    return os.environ | variables | own
+    return {_LOG_FORMAT: "text"} | os.environ | variables | own
 
 
 def _wait_until_ready(base_url: str, supervisor: Supervisor, stop_asked: threading.Event) -> None:

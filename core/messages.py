@@ -18,13 +18,15 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from core.credentials import message_key
+from core.ids import IdKind, format_id
 
 
 class Allocation(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One request to move money from a business to a payout user.
 
     `id` is minted by the API and becomes the history row's key. `email` is normalised. `deadline_us` is
-    microseconds since 1970 by the database's clock; nothing is written after it.
+    microseconds since 1970 by the database's clock; nothing is written after it. `request_id` is the caller's
+    `X-Request-Id`, for logs; empty where we made it: then it is `id` in hex.
     """
 
     id: UUID
@@ -34,6 +36,11 @@ class Allocation(msgspec.Struct, frozen=True, array_like=True, gc=False):
     amount_cents: int
     deadline_us: int
     idempotency_key: str | None = None
+    request_id: str = ""
+
+    def __repr__(self) -> str:
+        """Name the allocation, and nothing of what is in it: libraries log what they call."""
+        return f"Allocation({format_id(IdKind.TRANSACTION, self.id)})"
 
     @property
     def key(self) -> tuple[UUID, UUID]:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 from urllib.parse import urlsplit
 
 import msgspec
@@ -113,6 +113,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             description="how often a worker proves that the books balance, as `payouts verify` does; 0: never",
         ),
     ] = 86_400.0
+    log_format: Annotated[
+        Literal["auto", "json", "text"],
+        Meta(description="`json` or `text` lines on standard error; `auto`: text on a terminal, JSON elsewhere"),
+    ] = "auto"
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], Meta(description="the least level that is logged")
+    ] = "info"
+    access_log: Annotated[bool, Meta(description="one line for each request, but for health probes")] = True
     startup_timeout_s: Annotated[float, _seconds("how long a starting process waits for PostgreSQL")] = 30.0
 
     def __rich_repr__(self) -> list[tuple[str, Any]]:

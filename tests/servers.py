@@ -7,9 +7,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -146,12 +146,23 @@ class System:
         return "".join(path.read_text() for path in sorted(self.log_dir.glob("*.log")))
 
 
+@dataclass(frozen=True)
+class Parts:
+    """Which of the Procfile's processes run, and what is special about them."""
+
+    without: Sequence[str] = ()
+    variables: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Environment variables that one of them has of its own, by its name."""
+    is_waited_for: bool = True
+
+
 @contextmanager
-def run_system(servers: Servers, **settings: str) -> Iterator[System]:
-    """Run `web` and `worker` as the Procfile says; further settings as keyword arguments (`batch_max="5"`).
+def run_system(servers: Servers, parts: Parts | None = None, /, **settings: str) -> Iterator[System]:
+    """Run the Procfile's processes, or some; further settings as keyword arguments (`batch_max="5"`).
 
     With `database_pooler`, a PgBouncer stands before their database.
     """
+    parts = parts or Parts()
     port = find_free_port()
     processes: list[subprocess.Popen[bytes]] = []
     log_dir = Path(tempfile.mkdtemp(prefix="payouts-logs-"))
@@ -175,18 +186,21 @@ def run_system(servers: Servers, **settings: str) -> Iterator[System]:
         system = System(f"http://127.0.0.1:{port}", environment, database, log_dir)
         try:
             for name, command in parse_procfile((ROOT / "Procfile").read_text()).processes.items():
+                if name in parts.without:
+                    continue
                 with (log_dir / f"{name}.log").open("wb") as log:
                     processes.append(
                         subprocess.Popen(
                             command,
                             shell=True,
-                            env=environment,
+                            env=environment | dict(parts.variables.get(name, {})),
                             stdout=log,
                             stderr=subprocess.STDOUT,
                             start_new_session=True,
                         )
                     )
-            wait_until_ready(system.base_url)
+            if parts.is_waited_for:
+                wait_until_ready(system.base_url)
             yield system
         except TimeoutError as error:
             raise TimeoutError(system.logs()) from error

@@ -11,6 +11,8 @@ from core.settings import Settings
 
 ALLOCATE_TASK = "payouts.allocate"
 QUEUE = "allocations"
+NAMES_HEADER = "names"
+"""Of a task's message: the ids of its allocations and requests, for logs. They are not sealed, and decide nothing."""
 PAY_CHUNK_TASK = "payouts.pay_batch_chunk"
 FIND_STALLED_TASK = "payouts.find_stalled_batches"
 VERIFY_TASK = "payouts.verify_books"

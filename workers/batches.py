@@ -13,6 +13,7 @@ from celery import Celery
 from core import metrics, payout_batches
 from core.database import Database, describe_error
 from core.ids import IdKind, format_id, parse_id
+from core.logs import about
 from workers.app import FIND_STALLED_TASK, PAY_CHUNK_TASK, send_chunk
 from workers.locks import BusinessLocks
 
@@ -47,7 +48,8 @@ class PayoutBatchWorker:
         with self._database.transaction() as connection:
             stalled = payout_batches.find_stalled(connection, idle_s)
         for business_id, batch_id, first in stalled:
-            logger.info("%s goes on from row %d", format_id(IdKind.BATCH, batch_id), first)
+            name = format_id(IdKind.BATCH, batch_id)
+            logger.info("%s goes on from row %d", name, first, extra=about(batch_id=name))
             send_chunk(self._celery, business_id, batch_id, first)
             metrics.PAYOUT_BATCHES_RESUMED.inc()
 
@@ -56,8 +58,10 @@ class PayoutBatchWorker:
             with metrics.SQL_SECONDS.labels("chunk").time(), self._database.pipeline() as connection:
                 paid = payout_batches.pay_chunk(connection, business_id, batch_id, first, rows_max)
         except Exception as error:  # noqa: BLE001 (whatever broke, the periodic task tries again)
-            logger.warning("%s stops at row %d: %s", format_id(IdKind.BATCH, batch_id), first, describe_error(error))
             metrics.SQL_FAILURES.labels("chunk").inc()
+            name, business = format_id(IdKind.BATCH, batch_id), format_id(IdKind.BUSINESS, business_id)
+            extra = about(error=error, batch_id=name, business_id=business)
+            logger.warning("%s stops at row %d: %s", name, first, describe_error(error), extra=extra)
             return None
         metrics.PAYOUT_BATCH_ROWS_PAID.inc(paid.rows)
         if paid.rows and paid.next_first is None:

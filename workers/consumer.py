@@ -1,15 +1,46 @@
 """Receiving messages: what is not ours is dropped, whatever is wrong with it, and its content stays out of the log."""
 
 import logging
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from celery.worker import consumer
 from kombu.message import Message
 
 from core import metrics
+from core.logs import NAMED_MAX, holds_secret
+from workers.app import NAMES_HEADER
 
 logger = logging.getLogger(__name__)
+
+
+_TASK_ID = re.compile(r"api-[0-9a-f]{16}-[0-9a-f]{32}\Z")
+_ALLOCATION_ID = re.compile(r"txn_[0-9a-f]{32}\Z")
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:=;/+@-]{1,128}\Z")
+
+
+def names_in(headers: object) -> dict[str, Any]:
+    """Return what a message's headers say of its allocations; they may be anybody's, so only what looks like ours."""
+    if not isinstance(headers, Mapping):
+        return {}
+    names = headers.get(NAMES_HEADER)
+    names = names if isinstance(names, Mapping) else {}
+    task_id, count = headers.get("id"), names.get("allocations")
+    return {
+        "task_id": task_id if _fits(_TASK_ID, task_id) else None,
+        "allocations": count if isinstance(count, int) else None,
+        "allocation_ids": _those_that_fit(_ALLOCATION_ID, names.get("allocation_ids")),
+        "request_ids": _those_that_fit(_REQUEST_ID, names.get("request_ids")),
+    }
+
+
+def _those_that_fit(pattern: re.Pattern[str], values: object) -> list[object]:
+    return [each for each in values if _fits(pattern, each)][:NAMED_MAX] if isinstance(values, list) else []
+
+
+def _fits(pattern: re.Pattern[str], value: object) -> bool:
+    return isinstance(value, str) and pattern.match(value) is not None and not holds_secret(value)
 
 
 class Consumer(consumer.Consumer):  # type: ignore[misc]
@@ -46,7 +77,7 @@ class Consumer(consumer.Consumer):  # type: ignore[misc]
         self._drop(message, type(exc).__name__)
 
     def _drop(self, message: Message, reason: str) -> None:
-        logger.error("a message was dropped: %s", reason)
         metrics.MESSAGES_DROPPED.inc()
+        logger.error("a message was dropped: %s", reason, extra={"fields": names_in(message.headers)})
         if not message.acknowledged:
             message.reject_log_error(logger, self.connection_errors)  # type: ignore[no-untyped-call]

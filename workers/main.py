@@ -1,18 +1,20 @@
 """What `celery --app workers.main worker` loads: the application with its tasks, wired from the environment."""
 
 import logging
+import re
 import sys
 import warnings
 
 from celery import Celery
 from celery.exceptions import SecurityWarning
-from celery.signals import after_setup_logger, worker_init, worker_ready
+from celery.signals import setup_logging, worker_init, worker_ready
 from redis import Redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from core.database import DATABASE_ERRORS, Database, PoolerError
 from core.garbage import spare_what_stays
+from core.logs import Logs
 from core.messages import BatchCodec
 from core.settings import Settings, SettingsError, load_settings
 from workers import metrics
@@ -44,10 +46,11 @@ def create_worker(settings: Settings) -> Celery:
     return celery
 
 
-@after_setup_logger.connect  # type: ignore[untyped-decorator]
-def _quiet_celery(**_: object) -> None:
-    """Leave out Celery's two lines for every task: the second one prints the whole result."""
-    for name in ("celery.worker.strategy", "celery.app.trace"):
+@setup_logging.connect  # type: ignore[untyped-decorator]
+def _set_up_logging(**_: object) -> None:
+    """Log in place of Celery, and without its two lines for every task: the second one prints the whole result."""
+    Logs.configure(_name_process(sys.argv), log_format=settings.log_format, log_level=settings.log_level)
+    for name in ("celery.worker.strategy", "celery.app.trace", "celery.beat"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
@@ -64,6 +67,13 @@ def _check_pooler(**_: object) -> None:
         sys.exit(error.exit_code)
 
 
+def _name_process(arguments: list[str]) -> str:
+    """Return which of the Procfile's processes this is: `worker`, `batches`, `beat` or another of Celery's."""
+    if "--hostname" in arguments[:-1]:
+        return re.split(r"[-@]", arguments[arguments.index("--hostname") + 1])[0]
+    return next((each for each in ("worker", "beat") if each in arguments), "celery")
+
+
 @worker_ready.connect  # type: ignore[untyped-decorator]
 def _spare_what_stays(**_: object) -> None:
     spare_what_stays()
@@ -77,7 +87,8 @@ IMPORTED_BY_NAME = (ReplyBackend, PeriodicTasks)
 warnings.filterwarnings("ignore", category=SecurityWarning)
 
 try:
-    app = create_worker(load_settings())
+    settings = load_settings()
+    app = create_worker(settings)
 except SettingsError as error:
     sys.stderr.write(f"{error}\n")
     sys.exit(2)

@@ -4,12 +4,14 @@ import logging
 from collections import Counter, defaultdict
 from uuid import UUID
 
-from celery import Celery
+from celery import Celery, Task
 
 from core import ledger, metrics
 from core.database import Database, describe_error, is_connection_error
+from core.logs import about
 from core.messages import Allocation, BatchCodec, MessageError, Outcome
 from workers.app import ALLOCATE_TASK
+from workers.consumer import names_in
 from workers.locks import BusinessLocks
 
 logger = logging.getLogger(__name__)
@@ -38,6 +40,10 @@ class BatchProcessor:
                 outcomes[position] = outcome
         for outcome, count in Counter(outcomes).items():
             metrics.WORKER_ALLOCATIONS.labels(outcome.value).inc(count)
+        if Outcome.EXPIRED in outcomes:
+            late = [each for each, outcome in zip(allocations, outcomes, strict=True) if outcome is Outcome.EXPIRED]
+            text = "%d allocations came past their deadline; nothing was written"
+            logger.warning(text, len(late), extra=about(allocations=late))
         return outcomes
 
     def _allocate(self, allocations: list[Allocation]) -> list[Outcome]:
@@ -64,20 +70,29 @@ class BatchProcessor:
             with metrics.SQL_SECONDS.labels("allocations").time(), self._database.pipeline() as connection:
                 return ledger.allocate(connection, self._hash_secret, allocations), None
         except Exception as error:  # noqa: BLE001 (whatever broke, the caller is told)
-            logger.warning("a batch of %d allocations failed: %s", len(allocations), describe_error(error))
             metrics.SQL_FAILURES.labels("allocations").inc()
+            logger.warning(
+                "a batch of %d allocations failed: %s",
+                len(allocations),
+                describe_error(error),
+                extra=about(error=error, allocations=allocations, hash_secret=self._hash_secret),
+            )
             return [Outcome.FAILED] * len(allocations), error
 
 
 def register_tasks(celery: Celery, codec: BatchCodec, processor: BatchProcessor) -> None:
     """Make the tasks known to the worker."""
 
-    @celery.task(name=ALLOCATE_TASK)  # type: ignore[untyped-decorator]
-    def allocate(*arguments: object, **_: object) -> list[Outcome] | None:
+    @celery.task(name=ALLOCATE_TASK, bind=True)  # type: ignore[untyped-decorator]
+    def allocate(task: Task, *arguments: object, **_: object) -> list[Outcome] | None:
         try:
             allocations = codec.open(arguments[0] if arguments else None)
         except MessageError as error:
-            logger.error("a message was dropped: %s", error)
             metrics.MESSAGES_DROPPED.inc()
+            logger.error("a message was dropped: %s", error, extra={"fields": names_in(_headers_of(task))})
             return None
         return processor.process(allocations)
+
+
+def _headers_of(task: Task) -> dict[str, object]:
+    return {**(task.request.headers or {}), "id": task.request.id}

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 import re
+import time
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -14,7 +15,7 @@ from redis import Redis
 
 from api.embedded import EmbeddedValkey
 from api.publisher import Publisher, make_instance_prefix
-from core.credentials import digest_of
+from core.credentials import digest_of, email_digest
 from core.ids import new_id
 from core.messages import Allocation, BatchCodec
 from core.settings import Settings, load_settings
@@ -22,6 +23,7 @@ from tests.servers import HASH_SECRET, Account, System
 from workers.app import ALLOCATE_TASK, QUEUE, create_celery
 
 EMAIL = "somebody.private@example.com"
+PASSWORD = "hunter2-correct-horse"  # noqa: S105
 SECRETS = re.compile(r"[sp]k_(live|test)_\w+|\b[0-9a-f]{64}\b")
 
 
@@ -54,6 +56,37 @@ def make_mixed_calls(system: System, client: httpx.Client, account: Account) -> 
     return str(paid.json()["hash"])
 
 
+def say_secrets_in_odd_places(client: httpx.Client, account: Account, hash_: str) -> None:
+    """Send every secret where it does not belong: paths, queries, headers, methods, broken bodies."""
+    secrets = [EMAIL, account.secret_key, hash_, PASSWORD]
+    for secret in secrets:
+        body = f'{{"email": "{secret}", "amount": "{secret}"'
+        for method, path in [
+            ("GET", f"/{secret}"),
+            ("GET", f"/payout/{secret}/users?x={secret}"),
+            ("GET", f"/payout/users/{secret}?{secret}={secret}"),
+            ("PATCH", f"/payout/users/{secret}"),
+            ("GET", f"/payout/transactions/{secret.replace('@', '%40')}"),
+            ("GET", f"/payout/batches/{secret}/results?cursor={secret}"),
+            ("GET", f"/payout/user?payout_hash={secret}"),
+            ("POST", "/payout/batches"),
+            ("POST", f"/payout/create?key={secret}"),
+            ("DELETE", f"/payout/create/{secret}"),
+            ("GET", f"/health/ready?{secret}"),
+        ]:
+            for headers in [
+                account.headers | {"Content-Type": secret, "Idempotency-Key": secret, "Cookie": secret},
+                {"Authorization": f"Bearer {secret}", "X-Payout-Hash": secret, "Accept": secret, "Referer": secret},
+                {"Authorization": f"Basic {secret}", "User-Agent": secret, "Forwarded": f"for={secret}"},
+            ]:
+                call = client.request(method, path, content=body, headers=headers)
+                assert call.status_code in {200, 400, 401, 404, 405}, (method, path)
+        for request_id in [secret, f"Bearer:{secret}", f"a;{secret};b"]:
+            if secret != PASSWORD:  # a word that looks like any other id is one
+                call = client.get("/balance", headers={"X-Request-Id": request_id})
+                assert secret not in call.headers["x-request-id"]
+
+
 def make_a_transaction_fail(system: System, client: httpx.Client, account: Account) -> None:
     """Have the worker's statement fail in a way that quotes the row, once."""
     set_balance = sa.text("UPDATE payout_users SET balance = balance + :more WHERE business_id = :id")
@@ -71,13 +104,19 @@ def make_a_transaction_fail(system: System, client: httpx.Client, account: Accou
 def test_logs_hold_no_secret_no_email_and_no_traceback(system: System, client: httpx.Client, account: Account) -> None:
     sizes = {path: path.stat().st_size for path in system.log_dir.glob("*.log")}
     hash_ = make_mixed_calls(system, client, account)
+    say_secrets_in_odd_places(client, account, hash_)
     send_foreign_messages(system.environment)
     make_a_transaction_fail(system, client, account)
     assert system.pay(client, account, EMAIL, 1).status_code == 201
+    time.sleep(0.5)  # the log's thread collects lines for a moment
     logs = "".join(path.read_bytes()[size:].decode() for path, size in sizes.items())
     assert "a message was dropped" in logs
     assert "allocations failed" in logs
-    for secret in (EMAIL, "example.com", account.secret_key, hash_, HASH_SECRET, digest_of(hash_).hex()):
+    assert "POST /payout/create 201" in logs
+    assert f'"users":["{email_digest(HASH_SECRET.encode(), EMAIL)}"]' in logs
+    url = system.database.engine.url.render_as_string(hide_password=False)
+    secrets = [EMAIL, "example.com", "somebody", PASSWORD, "hunter2", account.secret_key, hash_, HASH_SECRET, url]
+    for secret in [*secrets, digest_of(hash_).hex()]:
         assert secret not in logs
     assert not SECRETS.search(logs)
     assert "Traceback" not in logs

@@ -35,7 +35,7 @@ class Service:
 
     def find_complaints(self) -> list[str]:
         """Return what the processes logged that they should not have."""
-        marks = ("Traceback", "ERROR", "CRITICAL")
+        marks = ("Traceback", "ERROR", "CRITICAL", '"level":"error"', '"level":"critical"')
         return [line for line in self.read_logs().splitlines() if any(mark in line for mark in marks)][:3]
 
 

@@ -17,8 +17,8 @@ OFFSETS_S = {"web-1": 60, "web-2": -60, "worker-1": 60, "worker-2": -60}
 
 def worker_clock_is_off_by_s(worker: Process) -> float:
     """Compare the time in the last line of its log with the time at which that was written."""
-    stamps = re.findall(r"^\[([-0-9]+ [:0-9]+),", worker.log.read_text(), re.MULTILINE)
-    return datetime.strptime(stamps[-1], "%Y-%m-%d %H:%M:%S").astimezone().timestamp() - worker.log.stat().st_mtime
+    stamps = re.findall(r'^{"time":"([^"]+)"', worker.log.read_text(), re.MULTILINE)
+    return datetime.fromisoformat(stamps[-1]).timestamp() - worker.log.stat().st_mtime
 
 
 @pytest.mark.overlap(seconds=30)

@@ -123,5 +123,11 @@ def test_a_field_that_a_newer_process_added_is_ignored() -> None:
 
 
 def test_a_field_that_an_older_process_does_not_know_has_its_default() -> None:
-    older = [msgspec.structs.astuple(each)[:-1] for each in BATCH]
-    assert CODEC.open(seal_by_hand(_encode(older))) == [msgspec.structs.replace(BATCH[0], idempotency_key=None)]
+    older = [msgspec.structs.astuple(each)[:6] for each in BATCH]
+    assert CODEC.open(seal_by_hand(_encode(older))) == [
+        msgspec.structs.replace(BATCH[0], idempotency_key=None, request_id="")
+    ]
+
+
+def test_an_allocation_is_shown_by_its_id_alone() -> None:
+    assert repr(BATCH[0]) == f"Allocation(txn_{BATCH[0].id.hex})"
