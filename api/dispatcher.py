@@ -27,7 +27,7 @@ _SWEEP_S = 0.1
 _POLL_S = 0.05
 """The shortest wait, so that deadlines which pass one after another are handed over together."""
 PROBE_AFTER_S = 10.0
-_PROBE_TIMEOUT_S = 60.0
+_PROBE_TIMEOUT_S = 15.0
 
 
 _ENDED = {outcome: metrics.ALLOCATIONS.labels(outcome.value) for outcome in Outcome}
@@ -121,7 +121,8 @@ class Dispatcher:
             return False
         finally:
             self._replies.forget(task_id)
-        self._replied_at = time.monotonic()
+        if is_carried_out:
+            self._replied_at = time.monotonic()
         return is_carried_out
 
     async def keep_probing(self) -> None:
@@ -129,7 +130,6 @@ class Dispatcher:
         while True:
             await asyncio.sleep(max(PROBE_AFTER_S - self.round_trip_age_s, 1))
             if self.round_trip_age_s >= PROBE_AFTER_S:
-                # For long: whenever a worker comes back, it finds the message.
                 await self.probe(_PROBE_TIMEOUT_S)
 
     @property
@@ -139,7 +139,7 @@ class Dispatcher:
 
     @property
     def round_trip_age_s(self) -> float:
-        """How long ago a worker's last reply came."""
+        """How long ago a worker last carried something out for this process."""
         return time.monotonic() - self._replied_at
 
     async def close(self, timeout_s: float) -> None:
@@ -210,7 +210,6 @@ class Dispatcher:
                 while True:
                     for future in [future for future in copies if future.done()]:
                         answered_id, sent, sent_at = copies.pop(future)
-                        self._replied_at = time.monotonic()
                         metrics.ROUND_TRIP_SECONDS.observe(loop.time() - sent_at)
                         if future.result() is None:
                             logger.warning(
@@ -218,6 +217,8 @@ class Dispatcher:
                                 len(sent),
                                 extra=about(allocations=_allocations(sent), task_id=answered_id),
                             )
+                        else:  # a worker that drops what we send is none
+                            self._replied_at = time.monotonic()
                         self._answer(sent, future.result(), is_only_copy=published == 1)
                     undecided = self._hand_over(undecided)
                     now = loop.time()

@@ -1,7 +1,6 @@
 """Counting requests: method, route and status, and how long each took."""
 
 import time
-from typing import Any
 
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
@@ -14,7 +13,7 @@ _UNMATCHED = "unmatched"
 
 def count_requests(app: ASGIApp) -> ASGIApp:
     """Wrap the application; routes are counted by their templates, and what has none as `unmatched`."""
-    series: dict[tuple[Any, ...], tuple[metrics.Counter, metrics.Histogram]] = {}
+    series: dict[tuple[str, str, int], tuple[metrics.Counter, metrics.Histogram]] = {}
 
     async def counted(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != ScopeType.HTTP:
@@ -33,7 +32,8 @@ def count_requests(app: ASGIApp) -> ASGIApp:
             await app(scope, receive, send_noting)
         finally:
             if status:  # otherwise the caller had gone before anything was answered
-                key = (scope["method"], scope.get("path_template"), status)
+                method = scope["method"] if scope["method"] in _METHODS else "other"
+                key = (method, scope.get("path_template", _UNMATCHED), status)
                 counters = series.get(key)
                 if counters is None:
                     counters = series[key] = _find_series(*key)
@@ -43,11 +43,5 @@ def count_requests(app: ASGIApp) -> ASGIApp:
     return counted
 
 
-def _find_series(method: str, route: str | None, status: int) -> tuple[metrics.Counter, metrics.Histogram]:
-    if method not in _METHODS:
-        method = "other"
-    route = route or _UNMATCHED
-    return (
-        metrics.HTTP_REQUESTS.labels(method, route, str(status)),
-        metrics.HTTP_REQUEST_SECONDS.labels(method, route),
-    )
+def _find_series(method: str, route: str, status: int) -> tuple[metrics.Counter, metrics.Histogram]:
+    return metrics.HTTP_REQUESTS.labels(method, route, str(status)), metrics.HTTP_REQUEST_SECONDS.labels(method, route)

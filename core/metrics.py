@@ -7,7 +7,9 @@ for every call is only noted (an append to a list), and counted once a second an
 import hashlib
 import multiprocessing
 import os
+import shutil
 import tempfile
+import time
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -31,6 +33,8 @@ from prometheus_client.registry import Collector
 from core.messages import Outcome
 
 _DIRECTORY_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+_DIRECTORY_PREFIX = "payouts-metrics-"
+_LEFT_AFTER_S = 3600
 
 
 def _share_with_siblings() -> None:
@@ -41,10 +45,34 @@ def _share_with_siblings() -> None:
     """
     if multiprocessing.parent_process() is not None and _DIRECTORY_VARIABLE not in os.environ:
         name = hashlib.sha256(multiprocessing.current_process().authkey).hexdigest()[:32]
-        directory = Path(tempfile.gettempdir(), f"payouts-metrics-{name}")
+        directory = Path(tempfile.gettempdir(), _DIRECTORY_PREFIX + name)
         directory.mkdir(mode=0o700, exist_ok=True)
         os.environ[_DIRECTORY_VARIABLE] = str(directory)
+        _remove_leftovers(directory.parent)
         values.ValueClass = values.MultiProcessValue()  # type: ignore[no-untyped-call]
+
+
+def _remove_leftovers(parent: Path) -> None:
+    """Remove the folders of processes that have all ended; young ones may be about to be used."""
+    for directory in parent.glob(f"{_DIRECTORY_PREFIX}*"):
+        with suppress(OSError):
+            is_old = time.time() - directory.stat().st_mtime > _LEFT_AFTER_S
+            if is_old and not any(_is_alive(_pid_of(path)) for path in directory.glob("*.db")):
+                shutil.rmtree(directory)
+
+
+def _pid_of(path: Path) -> int:
+    """Return whose file of values it is."""
+    return int(path.stem.rpartition("_")[2])
+
+
+def _is_alive(pid: int) -> bool:
+    with suppress(PermissionError):
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return False
+    return True
 
 
 _share_with_siblings()
@@ -191,7 +219,7 @@ ROUND_TRIP_SECONDS = Histogram(
 )
 ROUND_TRIP_AGE_SECONDS = prometheus_client.Gauge(
     "payouts_round_trip_age_seconds",
-    "since a worker's last reply; without calls, an empty batch is sent every 10 s",
+    "since a worker last carried out a batch of this process; without calls, an empty one is sent every 10 s",
     registry=API,
     multiprocess_mode="livemax",
 )
@@ -338,21 +366,11 @@ class _AllSiblings(Collector):
         """Add the processes' files up, without the gauges of those that are dead."""
         directory = os.environ[_DIRECTORY_VARIABLE]
         for path in Path(directory).glob("gauge_live*_*.db"):
-            pid = path.stem.rpartition("_")[2]
-            if not _is_alive(int(pid)):
-                multiprocess.mark_process_dead(int(pid), directory)  # type: ignore[no-untyped-call]
+            if not _is_alive(pid := _pid_of(path)):
+                multiprocess.mark_process_dead(pid, directory)  # type: ignore[no-untyped-call]
         names = {metric.name for metric in API.collect()}
         merged: Collector = multiprocess.MultiProcessCollector(None, directory)  # type: ignore[no-untyped-call]
         yield from (metric for metric in merged.collect() if metric.name in names)
-
-
-def _is_alive(pid: int) -> bool:
-    with suppress(PermissionError):
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return False
-    return True
 
 
 def render_api(accept: str) -> tuple[bytes, str]:

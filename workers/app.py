@@ -86,7 +86,7 @@ def _periodic_tasks(settings: Settings) -> dict[str, dict[str, object]]:
     }
     if settings.verify_every_s:
         # More often than it is done: whoever gets the task knows when that was last, and beat forgets it at each start.
-        check_every_s = min(settings.verify_every_s, _VERIFY_CHECK_EVERY_S)
+        check_every_s = min(max(settings.verify_every_s, 1.0), _VERIFY_CHECK_EVERY_S)
         tasks["verify the books"] = {"task": VERIFY_TASK, "schedule": check_every_s, "options": options}
     return tasks
 

@@ -50,8 +50,8 @@ def serve_metrics(host: str, first_port: int) -> int | None:
     for port in range(first_port, first_port + PORTS):
         try:
             start_http_server(port, host, metrics.WORKER)
-        except OSError as error:
-            reason = error.strerror or type(error).__name__
+        except (OSError, UnicodeError) as error:  # the address may be none
+            reason = getattr(error, "strerror", None) or type(error).__name__
             continue
         logger.info("metrics are at http://%s:%d/metrics", f"[{host}]" if ":" in host else host, port)
         return port

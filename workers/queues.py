@@ -9,6 +9,7 @@ from kombu.connection import Connection
 from workers.app import BATCHES_QUEUE, QUEUE
 
 QUEUES = (QUEUE, BATCHES_QUEUE)
+_TIMEOUT_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,13 +26,16 @@ class QueueWatch:
 
     def __init__(self, celery: Celery) -> None:
         self._celery = celery
+        # RabbitMQ's own would wait for a broker that hangs as long as that takes; Redis has its limits in the settings.
+        is_amqp = str(celery.conf.broker_url).startswith("amqp")
+        self._timeouts = {"read_timeout": _TIMEOUT_S, "write_timeout": _TIMEOUT_S} if is_amqp else {}
         self._connection: Connection | None = None
 
     def look(self) -> list[QueueState]:
         """Return the state of each queue that there is; raises whatever error the transport has."""
         try:
             if self._connection is None:
-                self._connection = self._celery.connection_for_read()
+                self._connection = self._celery.connection_for_read(transport_options=self._timeouts)
             return [state for queue in QUEUES if (state := self._look_at(self._connection, queue)) is not None]
         except Exception:
             self.close()

@@ -429,10 +429,14 @@ def test_those_who_wait_behind_a_batch_without_answer_expire_unsent(
 def test_probe_tells_whether_a_worker_is_there(settings: Settings, database: Database, worker: Worker) -> None:
     async def work() -> None:
         async with dispatching(settings, database) as dispatcher:
+            before_s = dispatcher.round_trip_age_s
             assert not await dispatcher.probe(0.1)
+            assert dispatcher.round_trip_age_s > before_s + 0.05
             worker.take_all()
             serving = asyncio.create_task(worker.serve())
+            until_now_s = dispatcher.round_trip_age_s
             assert await dispatcher.probe(WAIT_S)
+            assert dispatcher.round_trip_age_s < until_now_s
             serving.cancel()
 
     run(work())
@@ -484,8 +488,10 @@ def test_message_that_the_worker_dropped_is_no_proof_of_a_worker(
 ) -> None:
     async def work() -> None:
         async with dispatching(settings, database) as dispatcher:
+            before_s = dispatcher.round_trip_age_s
             probe = asyncio.create_task(dispatcher.probe(WAIT_S))
             await worker.reply(await worker.take(), cast("list[Outcome]", None))
             assert not await probe
+            assert dispatcher.round_trip_age_s >= before_s
 
     run(work())

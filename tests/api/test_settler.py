@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from api.clock import DatabaseClock
 from api.settler import Settler
 from api.waiting import Pending
-from core import ledger
+from core import ledger, metrics
 from core.database import Database
 from core.ids import new_id
 from core.messages import Allocation, Outcome
@@ -27,6 +27,11 @@ def impatient(database_url: str) -> Iterator[Database]:
     """The database as the settler sees it: its transactions end soon."""
     with Database(database_url, transaction_timeout_s=0.2) as opened:
         yield opened
+
+
+def count(name: str, **labels: str) -> float:
+    metrics.count_what_was_noted()
+    return metrics.API.get_sample_value(name, labels) or 0
 
 
 def ask(account: Account, clock: DatabaseClock, *, deadline_in_s: float, amount: int = 7) -> Allocation:
@@ -162,12 +167,15 @@ def test_what_was_answered_failed_but_is_committed_is_reversed(
 ) -> None:
     account, clock = open_account(database), make_clock(database)
     allocation = ask(account, clock, deadline_in_s=0.3)
+    reversals = count("payouts_reversals_total")
+    settles = {result: count("payouts_settles_total", result=result) for result in ("committed", "never", "unknown")}
 
     async def run() -> None:
         pending = pend(allocation)
         with uncommitted(database, allocation) as finish:
             settling = asyncio.create_task(Settler(impatient, timeout_s=0.3).settle([pending]))
             assert await asyncio.wait_for(pending.outcome, WAIT_S) is Outcome.FAILED
+            assert count("payouts_settles_total", result="unknown") == settles["unknown"] + 1
             finish.set()
             await asyncio.wait_for(settling, WAIT_S)
 
@@ -176,6 +184,9 @@ def test_what_was_answered_failed_but_is_committed_is_reversed(
     assert verify_books(database).balanced
     assert [record.levelname for record in caplog.records if "it is reversed" in record.message] == ["ERROR"]
     assert "example.com" not in caplog.text
+    assert count("payouts_reversals_total") == reversals + 1
+    assert count("payouts_settles_total", result="committed") == settles["committed"] + 1
+    assert count("payouts_settles_total", result="never") == settles["never"]
 
 
 def test_what_was_answered_failed_and_is_not_committed_stays_so(database: Database, impatient: Database) -> None:

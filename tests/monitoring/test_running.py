@@ -75,7 +75,7 @@ def worker_urls(system: System) -> list[str]:
     give_up_at = time.monotonic() + 20
     while True:
         found = {
-            name: line.split("metrics are at ")[1].removesuffix("/metrics")
+            name: line.split("metrics are at ")[1].partition("/metrics")[0]
             for name in ("worker", "batches")
             for line in (system.log_dir / f"{name}.log").read_text().splitlines()
             if "metrics are at " in line
@@ -264,6 +264,32 @@ def find_pid(system: System, name: str) -> int:
     raise AssertionError(name)
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="processes are found in /proc")
+def test_calls_answered_429_are_counted_by_what_there_was_too_much_of(servers: Servers) -> None:
+    with run_valkey() as valkey:
+        own = Servers(servers.postgres_url, valkey.url)
+        with run_system(own, rate_limit_per_s="1", rate_limit_burst="5", waiting_max="1") as system:
+            eager, others = open_account(system.database), open_account(system.database)
+            with system.client() as client:
+                statuses = [client.get("/balance", headers=eager.headers).status_code for _ in range(8)]
+                assert statuses.count(429) >= 1
+                assert system.pay(client, others, "user@example.com", 1).status_code == 201
+                with ThreadPoolExecutor(1) as threads:
+                    with stopped(system, "worker"):
+                        waiting = threads.submit(system.pay, client, others, "user@example.com", 1)
+                        told = wait_for(system.base_url, lambda now: now["payouts_waiting_callers"] == 1, "one waits")
+                        assert system.pay(client, others, "user@example.com", 1).status_code == 429
+                    assert waiting.result().status_code in {201, 500}
+            more = grown(told, read(system.base_url))
+            assert more['payouts_too_many_requests_total{reason="waiting"}'] == 1
+            assert told['payouts_too_many_requests_total{reason="rate_limit"}'] == statuses.count(429)
+            told = wait_for(system.base_url, lambda now: now["payouts_waiting_callers"] == 0, "nobody waits")
+            assert told['payouts_http_requests_total{method="GET",route="/balance",status="429"}'] == statuses.count(
+                429
+            )
+
+
+@pytest.mark.timeout(300)
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="processes are found in /proc")
 def test_stopped_workers_show_as_old_messages_resends_and_settles(servers: Servers) -> None:
     """And what is sent meanwhile is expired, also when the workers come back and find the messages."""

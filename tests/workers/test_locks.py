@@ -13,6 +13,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from api.embedded import find_free_port
+from core import metrics
 from tests.servers import Servers
 from workers.locks import BusinessLocks, lock_key
 
@@ -30,6 +31,10 @@ def client(server: fakeredis.FakeServer) -> Iterator[redis.Redis]:
 
 def make_locks(client: redis.Redis, *, ttl_s: float = 60, wait_s: float = 60) -> BusinessLocks:
     return BusinessLocks(client, ttl_s=ttl_s, wait_s=wait_s)
+
+
+def count(name: str, **labels: str) -> float:
+    return metrics.WORKER.get_sample_value(name, labels) or 0
 
 
 def make_ids(count: int) -> set[UUID]:
@@ -109,8 +114,14 @@ def test_error_in_the_middle_gives_the_locks_back(client: redis.Redis) -> None:
 def test_lock_held_for_too_long_is_done_without(client: redis.Redis) -> None:
     free, held = uuid4(), uuid4()
     client.set(lock_key(held), "another's")
+    before = [count("payouts_unlocked_total", reason="timeout"), count("payouts_lock_waits_total")]
+    locked, waited_s = count("payouts_locked_seconds_count"), count("payouts_locked_seconds_sum")
     groups = list(make_locks(client, wait_s=0.05).hold_in_turn([free, held]))
     assert groups == [{free}, {held}]
+    after = [count("payouts_unlocked_total", reason="timeout"), count("payouts_lock_waits_total")]
+    assert after == [before[0] + 1, before[1] + 1]
+    assert count("payouts_locked_seconds_count") == locked + 2
+    assert count("payouts_locked_seconds_sum") - waited_s >= 0.05 - 0.01
     assert client.get(lock_key(held)) == b"another's"
 
 
@@ -125,8 +136,10 @@ def test_lock_of_a_dead_worker_is_waited_for(client: redis.Redis) -> None:
 @pytest.mark.parametrize("wait_s", [0.01, 60])
 def test_unreachable_redis_is_done_without(wait_s: float, caplog: pytest.LogCaptureFixture) -> None:
     ids = make_ids(3)
+    before = count("payouts_unlocked_total", reason="redis")
     with redis.Redis(port=find_free_port(), retry=Retry(NoBackoff(), 0)) as closed:
         assert list(make_locks(closed, wait_s=wait_s).hold_in_turn(ids)) == [ids]
+    assert count("payouts_unlocked_total", reason="redis") == before + 1
     assert caplog.messages == ["going on without Redis locks: ConnectionError"]
 
 
