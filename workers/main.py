@@ -12,9 +12,10 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from core.database import DATABASE_ERRORS, Database, PoolerError
+from core.errors import UserError
 from core.garbage import spare_what_stays
 from core.messages import BatchCodec
-from core.settings import Settings, SettingsError, load_settings
+from core.settings import Settings, load_settings
 from workers.app import create_celery
 from workers.batches import PayoutBatchWorker, register_batch_tasks
 from workers.locks import BusinessLocks
@@ -74,6 +75,6 @@ warnings.filterwarnings("ignore", category=SecurityWarning)
 
 try:
     app = create_worker(load_settings())
-except SettingsError as error:
+except UserError as error:
     sys.stderr.write(f"{error}\n")
-    sys.exit(2)
+    sys.exit(error.exit_code)
