@@ -13,10 +13,11 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from core.database import DATABASE_ERRORS, Database, PoolerError
+from core.errors import UserError
 from core.garbage import spare_what_stays
 from core.logs import Logs
 from core.messages import BatchCodec
-from core.settings import Settings, SettingsError, load_settings
+from core.settings import Settings, load_settings
 from workers import metrics
 from workers.app import create_celery
 from workers.batches import PayoutBatchWorker, register_batch_tasks
@@ -89,6 +90,6 @@ warnings.filterwarnings("ignore", category=SecurityWarning)
 try:
     settings = load_settings()
     app = create_worker(settings)
-except SettingsError as error:
+except UserError as error:
     sys.stderr.write(f"{error}\n")
-    sys.exit(2)
+    sys.exit(error.exit_code)

@@ -243,9 +243,24 @@ def test_options_of_the_url_hold_and_ours_come_before_them(pooler: PgBouncer) ->
     assert found["synchronous_commit"] == "on"
 
 
-def test_options_that_are_no_settings_are_refused(pooler: PgBouncer) -> None:
-    with pytest.raises(DatabaseUrlError, match=r"PAYOUTS_DATABASE_URL: .* -c name=value"):
-        Database(pooler.url_of() + "?options=-e", transaction_timeout_s=None, pooler="transaction")
+@pytest.mark.parametrize("command", [["payouts", "verify"], ["celery", "--app", "workers.main", "worker"]])
+def test_options_that_are_no_settings_are_refused_in_one_line(pooler: PgBouncer, command: list[str]) -> None:
+    url = pooler.url_of() + "?options=-e"
+    with pytest.raises(DatabaseUrlError) as caught:
+        Database(url, transaction_timeout_s=None, pooler="transaction")
+    environment = {
+        "PAYOUTS_DATABASE_URL": url,
+        "PAYOUTS_DATABASE_POOLER": "transaction",
+        "PAYOUTS_REDIS_URL": "redis://127.0.0.1:1",
+        "PAYOUTS_HASH_SECRET": HASH_SECRET,
+    }
+    program = f"{sys.prefix}/bin/{command[0]}"
+    ended = subprocess.run(
+        [program, *command[1:]], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert ended.returncode == 2, ended
+    assert ended.stderr.removeprefix("Error: ") == f"{caught.value}\n"
+    assert str(caught.value).startswith("PAYOUTS_DATABASE_URL: ")
 
 
 def test_options_of_the_environment_are_not_sent(pooler: PgBouncer, monkeypatch: pytest.MonkeyPatch) -> None:

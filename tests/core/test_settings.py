@@ -5,7 +5,14 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from core.settings import Settings, SettingsError, check_database_url, load_settings, variable_name
+from core.settings import (
+    Settings,
+    SettingsError,
+    check_database_pooler,
+    check_database_url,
+    load_settings,
+    variable_name,
+)
 
 REQUIRED = {
     "PAYOUTS_DATABASE_URL": "postgresql://user:db-password@host/name",
@@ -127,3 +134,9 @@ def test_a_database_url_is_postgresqls() -> None:
     with pytest.raises(SettingsError) as caught:
         check_database_url("mysql://user:db-password@host")
     assert "db-password" not in str(caught.value)
+
+
+def test_a_pooler_is_one_that_we_know_or_none() -> None:
+    assert [check_database_pooler(pooler) for pooler in ("", "transaction")] == ["", "transaction"]
+    with pytest.raises(SettingsError, match="PAYOUTS_DATABASE_POOLER: 'session' does not fit: transaction would"):
+        check_database_pooler("session")
