@@ -1,7 +1,6 @@
 """The commands for administrators: businesses, keys, users, migrations, and proving the books."""
 
 import json
-import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -29,7 +28,7 @@ from core.money import BALANCE_MAX_CENTS, format_dollars
 from core.payout_batches import PayoutBatch, PayoutBatchError
 from core.payout_users import PayoutUser, UserStatus
 from core.schema import migrate as run_migrations
-from core.settings import check_database_url, variable_name
+from core.settings import load_database_url, variable_name, warn_of_unknown_variables
 from core.verification import verify as run_verification
 
 Document = dict[str, Any] | list[dict[str, Any]]
@@ -78,11 +77,12 @@ def _admin_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _find_database_url(data_dir: Path | None) -> str:
-    url = os.environ.get(_DATABASE_URL, "").strip()
+    warn_of_unknown_variables()
+    url = load_database_url()
     if data_dir is None and url:
-        return check_database_url(url)
+        return url
     path = data_dir or DEFAULT_DATA_DIR
-    url = DataDir(path).read_settings().get(_DATABASE_URL, "")
+    url = load_database_url(DataDir(path).read_settings())
     if not url:
         text = f"{path} holds no database yet: run `payouts up --data-dir {path}`, or set {_DATABASE_URL}"
         raise DataDirError(text)

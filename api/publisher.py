@@ -47,7 +47,8 @@ class Publisher:
             ALLOCATE_TASK,
             args=[self._codec.seal(allocations)],
             task_id=task_id,
-            argsrepr=f"{len(allocations)} allocations, {businesses} businesses",
+            argsrepr=f"{len(allocations)} allocation{'s' if len(allocations) != 1 else ''}, "
+            f"{businesses} business{'es' if businesses != 1 else ''}",
             kwargsrepr="{}",
         )
 

@@ -3,23 +3,27 @@
 import logging
 import sys
 import warnings
+from typing import NoReturn
 
 from celery import Celery
 from celery.exceptions import SecurityWarning
-from celery.signals import after_setup_logger, worker_ready
+from celery.signals import after_setup_logger, beat_init, celeryd_after_setup, worker_ready
 from redis import Redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from core.database import Database
+from core.errors import UserError
 from core.garbage import spare_what_stays
 from core.messages import BatchCodec
-from core.settings import Settings, SettingsError, load_settings
+from core.revision import wait_for_schema
+from core.settings import Settings, load_settings, warn_of_unknown_variables
 from workers.app import create_celery
 from workers.batches import PayoutBatchWorker, register_batch_tasks
 from workers.locks import BusinessLocks
 from workers.results import ReplyBackend
 from workers.schedule import PeriodicTasks
+from workers.startup import wait_for_broker, wait_for_redis
 from workers.tasks import BatchProcessor, register_tasks
 
 
@@ -52,6 +56,31 @@ def _spare_what_stays(**_: object) -> None:
     spare_what_stays()
 
 
+@celeryd_after_setup.connect  # type: ignore[untyped-decorator]
+def _wait_as_worker(**_: object) -> None:
+    """Wait for all servers before Celery tries to connect, which it would do for ever."""
+    try:
+        with Database.from_settings(settings) as database:
+            wait_for_schema(database, settings.startup_timeout_s)
+        wait_for_broker(app, settings)
+        wait_for_redis(app, settings)
+    except UserError as error:
+        _give_up(error)
+
+
+@beat_init.connect  # type: ignore[untyped-decorator]
+def _wait_as_beat(**_: object) -> None:
+    try:
+        wait_for_broker(app, settings)
+    except UserError as error:
+        _give_up(error)
+
+
+def _give_up(error: UserError) -> NoReturn:
+    (sys.__stderr__ or sys.stderr).write(f"{error}\n")  # Celery has turned the other into a log
+    sys.exit(error.exit_code)
+
+
 # Celery finds these by name. They are imported at once, because a signal that arrives in the middle of a later import
 # would need them half done.
 IMPORTED_BY_NAME = (ReplyBackend, PeriodicTasks)
@@ -60,7 +89,8 @@ IMPORTED_BY_NAME = (ReplyBackend, PeriodicTasks)
 warnings.filterwarnings("ignore", category=SecurityWarning)
 
 try:
-    app = create_worker(load_settings())
-except SettingsError as error:
-    sys.stderr.write(f"{error}\n")
-    sys.exit(2)
+    warn_of_unknown_variables()
+    settings = load_settings()
+    app = create_worker(settings)
+except UserError as error:
+    _give_up(error)

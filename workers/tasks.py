@@ -11,6 +11,7 @@ from core.database import Database, describe_error, is_connection_error
 from core.messages import Allocation, BatchCodec, MessageError, Outcome
 from workers.app import ALLOCATE_TASK
 from workers.locks import BusinessLocks
+from workers.results import BatchReply
 
 logger = logging.getLogger(__name__)
 
@@ -70,10 +71,10 @@ def register_tasks(celery: Celery, codec: BatchCodec, processor: BatchProcessor)
     """Make the tasks known to the worker."""
 
     @celery.task(name=ALLOCATE_TASK)  # type: ignore[untyped-decorator]
-    def allocate(*arguments: object, **_: object) -> list[Outcome] | None:
+    def allocate(*arguments: object, **_: object) -> BatchReply | None:
         try:
             allocations = codec.open(arguments[0] if arguments else None)
         except MessageError as error:
             logger.error("a message was dropped: %s", error)
             return None
-        return processor.process(allocations)
+        return BatchReply(processor.process(allocations))
