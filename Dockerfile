@@ -1,16 +1,19 @@
 # One image for every process; docker-compose.yml says which.
 FROM python:3.11-slim AS build
 WORKDIR /src
+# Without pip in it: nothing is installed later.
+RUN python -m venv --without-pip /venv
 COPY pyproject.toml constraints.txt README.md LICENSE Procfile ./
 COPY api api
 COPY core core
 COPY workers workers
-RUN python -m venv /venv && /venv/bin/pip install --no-cache-dir -c constraints.txt .
+RUN pip --python /venv/bin/python install --no-cache-dir --constraint constraints.txt .
 
 FROM python:3.11-slim
-RUN useradd --system --no-create-home payouts
+RUN useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin payouts
 COPY --from=build /venv /venv
-ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1
-USER payouts
+# The root file system is read-only.
+ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+USER 10001
 WORKDIR /tmp
 EXPOSE 8000

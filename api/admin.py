@@ -29,7 +29,7 @@ from core.money import BALANCE_MAX_CENTS, format_dollars
 from core.payout_batches import PayoutBatch, PayoutBatchError
 from core.payout_users import PayoutUser, UserStatus
 from core.schema import migrate as run_migrations
-from core.settings import check_database_pooler, check_database_url, variable_name
+from core.settings import load_database_url, variable_name, warn_of_unknown_variables
 from core.verification import verify as run_verification
 
 Document = dict[str, Any] | list[dict[str, Any]]
@@ -79,15 +79,17 @@ def _admin_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _open_database(data_dir: Path | None) -> Database:
+    warn_of_unknown_variables()
     variables: Mapping[str, str] = os.environ
-    if data_dir is not None or not variables.get(_DATABASE_URL, "").strip():
+    url = load_database_url()
+    if data_dir is not None or not url:
         path = data_dir or DEFAULT_DATA_DIR
         variables = DataDir(path).read_settings()
-        if not variables.get(_DATABASE_URL):
+        url = load_database_url(variables)
+        if not url:
             text = f"{path} holds no database yet: run `payouts up --data-dir {path}`, or set {_DATABASE_URL}"
             raise DataDirError(text)
-    url = check_database_url(variables[_DATABASE_URL].strip())
-    pooler = check_database_pooler(variables.get(_DATABASE_POOLER, "").strip())
+    pooler = variables.get(_DATABASE_POOLER, "").strip()
     return Database(url, transaction_timeout_s=None, pooler=pooler)
 
 

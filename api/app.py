@@ -41,8 +41,9 @@ from core.garbage import spare_what_stays
 from core.logs import Logs, about
 from core.messages import BatchCodec
 from core.revision import wait_for_schema
-from core.settings import Settings, load_settings
+from core.settings import Settings, load_settings, warn_of_unknown_variables
 from workers.app import create_celery
+from workers.startup import wait_for_broker, wait_for_redis
 
 logger = logging.getLogger(__name__)
 
@@ -165,16 +166,20 @@ async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
 
 
 def create_app_from_environment() -> ASGIApp:
-    """Make the application from `PAYOUTS_…` variables, once its database is there.
+    """Make the application from `PAYOUTS_…` variables, once the servers that it needs are there.
 
-    Wrong settings end the process with code 2; a database that stays out of reach, or is not migrated, with 1.
+    Wrong settings end the process with code 2; a server that stays out of reach, or is not migrated, with 1.
     """
     # A batch is published by a thread, which must not wait 5 ms for the event loop each time it wants to go on.
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     try:
+        warn_of_unknown_variables()
         settings = load_settings()
         with Database.from_settings(settings) as database:
             wait_for_schema(database, settings.startup_timeout_s)
+        with create_celery(settings) as celery:
+            wait_for_broker(celery, settings)
+            wait_for_redis(celery, settings)
     except UserError as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(error.exit_code)

@@ -66,9 +66,10 @@ def cli() -> None:
     show_default=True,
     help="Where the embedded servers keep their data.",
 )
-def up(host: str, port: int, data_dir: Path) -> None:
+@click.option("--flower/--no-flower", default=True, show_default=True, help="Flower, which shows the tasks.")
+def up(host: str, port: int, data_dir: Path, *, flower: bool) -> None:
     """Run everything on this machine."""
-    run_up(host, port, data_dir)
+    run_up(host, port, data_dir, with_flower=flower)
 
 
 @click.command()

@@ -55,7 +55,8 @@ class Publisher:
             ALLOCATE_TASK,
             args=[self._codec.seal(allocations)],
             task_id=task_id,
-            argsrepr=f"{len(allocations)} allocations, {businesses} businesses",
+            argsrepr=f"{len(allocations)} allocation{'s' if len(allocations) != 1 else ''}, "
+            f"{businesses} business{'es' if businesses != 1 else ''}",
             kwargsrepr="{}",
             # For the log of a worker that cannot open the message.
             headers={NAMES_HEADER: name_allocations(allocations)},

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -16,6 +16,7 @@ from honcho.environ import parse_procfile
 from core.errors import UserError
 
 _RESTART_AFTER_S = 1.0
+_RESTART_OPTIONAL_AFTER_S_MAX = 60.0
 _STOP_WITHIN_S = 8.0
 _POLL_S = 0.1
 
@@ -23,9 +24,13 @@ _POLL_S = 0.1
 class SupervisedProcess:
     """One Procfile line in a session of its own, so that a Ctrl-C reaches it through us alone."""
 
-    def __init__(self, name: str, command: str, environment: Mapping[str, str], *, name_width: int) -> None:
+    def __init__(
+        self, name: str, command: str, environment: Mapping[str, str], *, name_width: int, is_optional: bool
+    ) -> None:
         self.name = name
         self.starts = 0
+        self.is_optional = is_optional
+        self.start_again_at: float | None = None
         self._command = command
         self._environment = dict(environment)
         self._prefix = f"{name:<{name_width}} | "
@@ -34,6 +39,7 @@ class SupervisedProcess:
     def start(self) -> int:
         """Start it, copy each line that it prints to our standard output, and return its process id."""
         self.starts += 1
+        self.start_again_at = None
         self._process = subprocess.Popen(  # noqa: S602 (a Procfile line is a shell command)
             self._command,
             shell=True,
@@ -51,6 +57,10 @@ class SupervisedProcess:
     def is_running(self) -> bool:
         """Tell whether it runs."""
         return self._process is not None and self._process.poll() is None
+
+    def restart_after_s(self) -> float:
+        """Return how long to wait before the next start: longer each time, where nothing depends on it."""
+        return min(2.0**self.starts, _RESTART_OPTIONAL_AFTER_S_MAX) if self.is_optional else _RESTART_AFTER_S
 
     def terminate(self) -> None:
         """Ask it to end."""
@@ -103,12 +113,16 @@ class Supervisor:
         environment: Mapping[str, str],
         *,
         servers: Sequence[Server] = (),
+        optional: Collection[str] = (),
+        left_out: Collection[str] = (),
         on_start: Callable[[int], None] | None = None,
     ) -> None:
         commands: dict[str, str] = parse_procfile(procfile.read_text()).processes
         width = max(len(name) for name in commands)
         self._processes = [
-            SupervisedProcess(name, command, environment, name_width=width) for name, command in commands.items()
+            SupervisedProcess(name, command, environment, name_width=width, is_optional=name in optional)
+            for name, command in commands.items()
+            if name not in left_out
         ]
         self._stopping = threading.Event()
         self._watcher = threading.Thread(target=self._watch, daemon=True)
@@ -127,12 +141,17 @@ class Supervisor:
             for server in self._servers:
                 self._restart_server(server)
             for process in self._processes:
-                if process.is_running():
-                    continue
-                print_line(f"{process.name} has ended; it is started again")
-                if self._stopping.wait(_RESTART_AFTER_S):
-                    return
-                self._start(process)
+                self._restart(process)
+
+    def _restart(self, process: SupervisedProcess) -> None:
+        if process.is_running() or self._stopping.is_set():
+            return
+        now = time.monotonic()
+        if process.start_again_at is None:
+            print_line(f"{process.name} has ended; it is started again")
+            process.start_again_at = now + process.restart_after_s()
+        elif now >= process.start_again_at:
+            self._start(process)
 
     def _restart_server(self, server: Server) -> None:
         if server.is_running() or self._stopping.is_set():
@@ -150,8 +169,8 @@ class Supervisor:
             self._on_start(pid)
 
     def restarts(self) -> int:
-        """Return how often something had to be started again."""
-        return sum(process.starts - 1 for process in self._processes)
+        """Return how often something had to be started again that others depend on."""
+        return sum(process.starts - 1 for process in self._processes if not process.is_optional)
 
     def stop(self) -> None:
         """End all of them: by asking, and after a few seconds without asking."""

@@ -20,13 +20,24 @@ from api.leftovers import StartedProcesses
 from api.supervisor import Server, Supervisor, print_line
 from core.errors import UserError
 from core.money import format_dollars
-from core.settings import PREFIX, load_settings, variable_name
+from core.settings import (
+    PREFIX,
+    Settings,
+    load_settings,
+    read_secret_files,
+    setting_variables,
+    variable_name,
+    warn_of_unknown_variables,
+)
 
 PROCFILE = Path(__file__).resolve().parent.parent / "Procfile"
 _DATABASE_URL = variable_name("database_url")
 _REDIS_URL = variable_name("redis_url")
 _HASH_SECRET = variable_name("hash_secret")
 _LOG_FORMAT = variable_name("log_format")
+_FLOWER_PASSWORD = variable_name("flower_password")
+_FLOWER_PORT = variable_name("flower_port")
+_FLOWER = "flower"
 _RESTARTS_BEFORE_READY_MAX = 3
 _READY_WITHIN_S = 60.0
 _HEALTH_TIMEOUT_S = 5.0
@@ -37,7 +48,7 @@ class UpError(UserError):
     """The system cannot be started; the text says why, in one line."""
 
 
-def run_up(host: str, port: int, data_path: Path) -> None:
+def run_up(host: str, port: int, data_path: Path, *, with_flower: bool = True) -> None:
     """Start everything, print how to use it, and stop everything at Ctrl-C or SIGTERM.
 
     Raises:
@@ -53,9 +64,16 @@ def run_up(host: str, port: int, data_path: Path) -> None:
     with _stop_signals() as stop_asked, ExitStack() as stack:
         stack.callback(started.forget)
         servers = _start_servers(variables, data_dir, started, stack)
+        if with_flower:
+            _choose_flower_port(variables)
         settings = load_settings(variables)
         supervisor = Supervisor(
-            PROCFILE, _process_environment(variables, host, port), servers=servers, on_start=started.remember
+            PROCFILE,
+            _process_environment(variables, host, port),
+            servers=servers,
+            optional=[_FLOWER],
+            left_out=[] if with_flower else [_FLOWER],
+            on_start=started.remember,
         )
         stack.callback(supervisor.stop)
         supervisor.start()
@@ -68,7 +86,7 @@ def run_up(host: str, port: int, data_path: Path) -> None:
         _wait_until_ready(base_url, supervisor, stop_asked)
         if not stop_asked.is_set():
             funds = format_dollars(preparation.DEMO_FUNDS_CENTS)
-            _print_ready(base_url, demo_key, funds, data_path)
+            _print_ready(base_url, demo_key, funds, data_path, settings if with_flower else None)
         stop_asked.wait()
         print_line("Stopping …")
 
@@ -89,6 +107,13 @@ def _stop_signals() -> Iterator[threading.Event]:
 def _check_port(host: str, port: int) -> int:
     """Find out early, and before anything is touched, that the port can be had; 0 chooses one."""
     port = port or find_free_port()
+    if problem := _find_port_problem(host, port):
+        text = f"port {port} on {host} {problem}"
+        raise UpError(text)
+    return port
+
+
+def _find_port_problem(host: str, port: int) -> str | None:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -96,19 +121,29 @@ def _check_port(host: str, port: int) -> int:
             probe.bind((host, port))
         except (OSError, UnicodeError) as error:
             if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
-                text = f"port {port} on {host} is already in use; choose another with --port"
-            else:
-                text = f"port {port} on {host} cannot be used: {getattr(error, 'strerror', None) or 'no such address'}"
-            raise UpError(text) from None
-    return port
+                return "is already in use; choose another with --port"
+            return f"cannot be used: {getattr(error, 'strerror', None) or 'no such address'}"
+    return None
+
+
+def _choose_flower_port(variables: dict[str, str]) -> None:
+    """Give Flower another port where somebody else has its own: it is no reason not to serve."""
+    settings = load_settings(variables)
+    if _find_port_problem(settings.flower_host, settings.flower_port):
+        variables[_FLOWER_PORT] = str(find_free_port())
+        print_line(f"Flower's port {settings.flower_port} cannot be had; it gets {variables[_FLOWER_PORT]}")
 
 
 def _read_variables(data_dir: DataDir) -> dict[str, str]:
     """Return the `PAYOUTS_…` variables of the environment, checked as far as they go before servers are started."""
-    variables = {name: value for name, value in os.environ.items() if name.startswith(PREFIX) and value.strip()}
+    warn_of_unknown_variables()
+    names = setting_variables()
+    variables = read_secret_files({name: value for name, value in os.environ.items() if name in names})
     if _HASH_SECRET not in variables:
         variables[_HASH_SECRET] = data_dir.read_or_make_secret("hash_secret")
-    load_settings({_DATABASE_URL: "postgresql://embedded", _REDIS_URL: "redis://embedded"} | variables)
+    if _FLOWER_PASSWORD not in variables:
+        variables[_FLOWER_PASSWORD] = data_dir.read_or_make_secret("flower_password")
+    load_settings({_DATABASE_URL: "postgresql:///embedded", _REDIS_URL: "redis://embedded"} | variables)
     return variables
 
 
@@ -138,7 +173,8 @@ def _process_environment(variables: dict[str, str], host: str, port: int) -> dic
         "PAYOUTS_HOST": host,
         "PORT": str(port),
     }
-    return {_LOG_FORMAT: "text"} | os.environ | variables | own
+    others = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+    return {_LOG_FORMAT: "text"} | others | variables | own
 
 
 def _wait_until_ready(base_url: str, supervisor: Supervisor, stop_asked: threading.Event) -> None:
@@ -162,7 +198,13 @@ def _find_problem(base_url: str) -> str | None:
     return None
 
 
-def _print_ready(base_url: str, demo_key: str, funds: str, data_path: Path) -> None:
+def _print_ready(base_url: str, demo_key: str, funds: str, data_path: Path, flower: Settings | None) -> None:
+    seen = ""
+    if flower is not None:
+        seen = f"""
+  The tasks in Flower: http://{flower.flower_host}:{flower.flower_port}
+  User: {flower.flower_user}  Password: {flower.flower_password}
+"""
     print_line(f"""
 Payouts is ready: {base_url}
 
@@ -172,6 +214,6 @@ Payouts is ready: {base_url}
     -H 'Authorization: Bearer {demo_key}' \\
     -H 'Content-Type: application/json' \\
     -d '{{"email": "user@example.com", "amount": 10000}}'
-
+{seen}
   Data: {data_path}. Ctrl-C stops everything.
 """)

@@ -1,51 +1,52 @@
 """Which schema this version needs; without Alembic, which takes long to import."""
 
-import time
-from collections.abc import Callable
-
 import psycopg
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from core.database import Database, describe_error
-from core.errors import UserError
+from core.startup import wait_until_ready
 
 REQUIRED_REVISION = "0004"
 """The newest migration. Later ones only add, so that processes of this version go on during an upgrade."""
 
-_POLL_S = 0.1
 
-
-class DatabaseNotReadyError(UserError):
-    """PostgreSQL cannot be reached, or has not been migrated, within the time to wait."""
+_REASONS = (
+    "Connection refused",
+    "No such file or directory",
+    "timeout expired",
+    "could not translate host name",
+    "failed to resolve host",
+    "password authentication failed",
+    "no password supplied",
+    "no pg_hba.conf entry",
+    "does not support SSL",
+    "does not exist",
+    "too many clients",
+    "is starting up",
+    "is shutting down",
+)
+"""What may be said of the driver's text, which may hold more than it should."""
 
 
 def wait_for_schema(database: Database, timeout_s: float) -> None:
     """Wait until the database can be reached and has all of our migrations.
 
     Raises:
-        DatabaseNotReadyError: not within `timeout_s`.
+        ServerNotReadyError: not within `timeout_s`.
 
     """
-    _wait(lambda: _find_problem(database), timeout_s)
+    wait_until_ready(lambda: _find_problem(database), timeout_s)
 
 
 def wait_until_reachable(database: Database, timeout_s: float) -> None:
     """Wait until the database can be reached, with any schema.
 
     Raises:
-        DatabaseNotReadyError: not within `timeout_s`.
+        ServerNotReadyError: not within `timeout_s`.
 
     """
-    _wait(lambda: _read(database)[1], timeout_s)
-
-
-def _wait(find_problem: Callable[[], str | None], timeout_s: float) -> None:
-    give_up_at = time.monotonic() + timeout_s
-    while problem := find_problem():
-        if time.monotonic() >= give_up_at:
-            raise DatabaseNotReadyError(problem)
-        time.sleep(_POLL_S)
+    wait_until_ready(lambda: _read(database)[1], timeout_s)
 
 
 def _find_problem(database: Database) -> str | None:
@@ -62,7 +63,14 @@ def _read(database: Database) -> tuple[str, str | None]:
         with database.transaction() as connection:
             return read_revision(connection), None
     except sa.exc.SQLAlchemyError as error:
-        return "", f"PostgreSQL cannot be reached: {describe_error(error)}"
+        return "", _explain(error, database)
+
+
+def _explain(error: sa.exc.SQLAlchemyError, database: Database) -> str:
+    reason = next((reason for reason in _REASONS if reason in str(error)), describe_error(error))
+    url = database.engine.url
+    host = url.host or str(url.query.get("host", "its socket"))
+    return f"PostgreSQL at {host}{f':{url.port}' if url.port else ''} cannot be reached: {reason}"
 
 
 def read_revision(connection: Connection) -> str:

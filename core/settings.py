@@ -1,19 +1,27 @@
 """All settings and limits: one typed object, read from environment variables with the prefix `PAYOUTS_`."""
 
 import os
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, get_type_hints
-from urllib.parse import urlsplit
+import sys
+from collections.abc import Collection, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_type_hints
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 import msgspec
 from msgspec import Meta
 
 from core.errors import UserError
+from core.weak_secrets import find_weakness
 
 PREFIX = "PAYOUTS_"
+FILE_SUFFIX = "_FILE"
 HASH_SECRET_CHARACTERS_MIN = 32
 POOLER_TRANSACTION = "transaction"
+_PASSWORD_CHARACTERS_MIN = 12
 _TIME_LIMIT_MAX_S = 3600
+_SHOWN_CHARACTERS_MAX = 60
+_SECRET_FILE_BYTES_MAX = 65_536
 
 
 class SettingsError(UserError):
@@ -34,7 +42,12 @@ def _seconds(description: str) -> Meta:
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Every setting, with its unit in its name. README's table has these descriptions."""
 
+    environment: Annotated[
+        Literal["development", "production"],
+        Meta(description="in `production`, nothing starts with a missing, weak or example secret"),
+    ] = "development"
     database_url: Annotated[str, Meta(description="PostgreSQL 18, as `postgresql://user:password@host/name`")]
+    database_password: Annotated[str, Meta(description="the password, where the URL has none; in any characters")] = ""
     redis_url: Annotated[str, Meta(description="Redis or Valkey for locks and replies, as `redis://` or `rediss://`")]
     broker_url: Annotated[str, Meta(description="Celery's broker; the same as `PAYOUTS_REDIS_URL` if not set")] = ""
     hash_secret: Annotated[
@@ -121,7 +134,23 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Literal["debug", "info", "warning", "error"], Meta(description="the least level that is logged")
     ] = "info"
     access_log: Annotated[bool, Meta(description="one line for each request, but for health probes")] = True
-    startup_timeout_s: Annotated[float, _seconds("how long a starting process waits for PostgreSQL")] = 30.0
+    startup_timeout_s: Annotated[
+        float,
+        _seconds("how long a starting process waits for PostgreSQL and the broker; then it ends with exit code 1"),
+    ] = 30.0
+    flower_host: Annotated[str, Meta(description="address at which Flower listens")] = "127.0.0.1"
+    flower_port: Annotated[int, Meta(ge=1, le=65_535, description="Flower's port")] = 5555
+    flower_user: Annotated[
+        str, Meta(pattern=r"^[!-9;-~]+\Z", description="who may see Flower; any visible ASCII characters but `:`")
+    ] = "payouts"
+    flower_password: Annotated[
+        str,
+        Meta(
+            min_length=_PASSWORD_CHARACTERS_MIN,
+            pattern=r"^[!-~]+\Z",
+            description="Flower's password, at least 12 visible ASCII characters; without one, Flower does not start",
+        ),
+    ] = ""
 
     def __rich_repr__(self) -> list[tuple[str, Any]]:
         """Show nothing to rich either, which prefers this."""
@@ -142,7 +171,10 @@ _SCHEMES = {
     "redis_url": ("redis://", "rediss://"),
     "broker_url": ("redis://", "rediss://", "amqp://", "amqps://", "redis+socket://"),
 }
-_SECRETS = {*_SCHEMES, "hash_secret"}
+SECRETS = (*_SCHEMES, "database_password", "hash_secret", "flower_password")
+"""Never shown; each may be given as the path of a file, too."""
+_WITHOUT_SETTING = ("HOST", "KEY", "URL")
+"""Variables that are read elsewhere: by the Procfile, and by `payouts push`."""
 
 
 def variable_name(setting: str) -> str:
@@ -157,75 +189,220 @@ def load_settings(environment: Mapping[str, str] = os.environ) -> Settings:
         SettingsError: with every mistake, not just the first.
 
     """
-    mistakes: list[str] = []
-    values: dict[str, Any] = {}
-    hints = get_type_hints(Settings, include_extras=True)
-    for info in msgspec.structs.fields(Settings):
-        variable = variable_name(info.name)
-        text = environment.get(variable, "").strip()
-        if not text:
-            if info.required:
-                mistakes.append(f"{variable} is not set: {_description(hints[info.name])}")
-            continue
-        shown = "its value" if info.name in _SECRETS else repr(text)
-        try:
-            values[info.name] = msgspec.convert(text, hints[info.name], strict=False)
-        except msgspec.ValidationError as error:
-            mistakes.append(f"{variable}: {shown} does not fit: {error}")
-            continue
-        if info.name in _SCHEMES and (mistake := _find_wrong_url(info.name, text)):
-            mistakes.append(mistake)
+    required = {field.name for field in msgspec.structs.fields(Settings) if field.required}
+    values, mistakes = _read_values(environment, required)
+    if values.get("environment") == "production":
+        mistakes += _find_unsafe(values, mistakes, environment)
     if mistakes:
         raise SettingsError(mistakes)
     values.setdefault("broker_url", values["redis_url"])
     settings = Settings(**values)
-    mistakes = _broken_relations(settings)
-    if mistakes:
+    if mistakes := _broken_relations(settings):
         raise SettingsError(mistakes)
     return settings
 
 
-def check_database_url(url: str) -> str:
-    """Return the URL where it is one of PostgreSQL's.
+def load_database_url(environment: Mapping[str, str] = os.environ) -> str | None:
+    """Return the URL of the database for commands that need nothing else; None where it is not set.
+
+    What is set must be right all the same; in production, everything must be.
 
     Raises:
-        SettingsError: it is not.
+        SettingsError: with every mistake.
 
     """
-    if mistake := _find_wrong_url("database_url", url):
-        raise SettingsError([mistake])
+    values, mistakes = _read_values(environment, required=())
+    if values.get("environment") == "production":
+        return load_settings(environment).database_url
+    if mistakes:
+        raise SettingsError(mistakes)
+    url: str | None = values.get("database_url")
     return url
 
 
-def check_database_pooler(pooler: str) -> str:
-    """Return what lies between us and the database; empty for nothing.
+def find_unknown_variables(environment: Mapping[str, str] = os.environ) -> list[str]:
+    """Return a line for each `PAYOUTS_…` variable that nothing reads, which may be a misspelt one.
+
+    It is no mistake: Kubernetes, say, sets some of its own for a service that is called `payouts`.
+    """
+    known = [*setting_variables(), *map(variable_name, _WITHOUT_SETTING)]
+    lines = []
+    for name in sorted(environment):
+        if name.startswith(PREFIX) and name not in known:
+            nearest = get_close_matches(name, known, n=1)
+            lines.append(f"{name} is no setting" + (f"; did you mean {nearest[0]}?" if nearest else ""))
+    return lines
+
+
+def warn_of_unknown_variables(environment: Mapping[str, str] = os.environ) -> None:
+    """Write these lines to standard error."""
+    for line in find_unknown_variables(environment):
+        sys.stderr.write(f"Warning: {line}\n")
+
+
+def setting_variables() -> list[str]:
+    """Return the names of all settings' variables, those that name files too."""
+    names = [variable_name(field.name) for field in msgspec.structs.fields(Settings)]
+    return names + [variable_name(name) + FILE_SUFFIX for name in SECRETS]
+
+
+def read_secret_files(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables with each `…_FILE` replaced by what is in the file, without empty ones.
 
     Raises:
-        SettingsError: it is nothing that we know.
+        SettingsError: a file cannot be read, or a secret is given twice.
 
     """
-    if pooler not in {"", POOLER_TRANSACTION}:
-        raise SettingsError(
-            [f"{variable_name('database_pooler')}: {pooler!r} does not fit: {POOLER_TRANSACTION} would"]
-        )
-    return pooler
+    texts, mistakes = _read_secret_files(environment)
+    if mistakes:
+        raise SettingsError(mistakes)
+    return texts
 
 
-def _find_wrong_url(setting: str, url: str) -> str | None:
-    schemes = _SCHEMES[setting]
+def _read_secret_files(environment: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+    texts = {name: text.strip() for name, text in environment.items() if text.strip()}
+    mistakes = []
+    for variable in map(variable_name, SECRETS):
+        path = texts.pop(variable + FILE_SUFFIX, None)
+        if path is None:
+            continue
+        if variable in texts:
+            mistakes.append(f"{variable} and {variable}{FILE_SUFFIX} are both set: set one of them")
+            continue
+        text, problem = _read_secret_file(Path(path))
+        if problem:
+            mistakes.append(
+                f"{variable}{FILE_SUFFIX}: {_shorten(path)} {problem}: expected a file that holds {variable}"
+            )
+        else:
+            texts[variable] = text
+    return texts, mistakes
+
+
+def _read_secret_file(path: Path) -> tuple[str, str | None]:
+    """Return what the file holds, or what is wrong with it."""
     try:
-        is_url = url.startswith(schemes) and urlsplit(url).port != 0
+        if path.exists() and not path.is_file():
+            return "", "is not a file"
+        with path.open("rb") as file:
+            content = file.read(_SECRET_FILE_BYTES_MAX + 1)
+        text = content.decode().strip()
+    except (OSError, ValueError) as error:
+        if isinstance(error, UnicodeDecodeError):
+            return "", "is not text in UTF-8"
+        return "", f"cannot be read ({getattr(error, 'strerror', None) or 'no such path'})"
+    if len(content) > _SECRET_FILE_BYTES_MAX:
+        return "", "is too large"
+    return (text, None) if text else ("", "is empty")
+
+
+def _read_values(environment: Mapping[str, str], required: Collection[str]) -> tuple[dict[str, Any], list[str]]:
+    """Return what is set, each as its type, and what is wrong with each; relations are not looked at."""
+    texts, mistakes = _read_secret_files(environment)
+    values: dict[str, Any] = {}
+    for name, hint in _hints().items():
+        variable = variable_name(name)
+        if variable not in texts:
+            if name in required and not any(variable in mistake for mistake in mistakes):
+                mistakes.append(f"{variable} is not set: {_meta(hint).description}")
+            continue
+        text = texts[variable]
+        shown = f"a value of {len(text)} characters" if name in SECRETS else _shorten(text)
+        source = variable + (FILE_SUFFIX if environment.get(variable + FILE_SUFFIX, "").strip() else "")
+        try:
+            values[name] = msgspec.convert(text, hint, strict=False)
+        except msgspec.ValidationError:
+            mistakes.append(f"{source}: {shown} does not fit: expected {_expected(hint)}")
+            continue
+        if name in _SCHEMES and not _is_url(name, text):
+            del values[name]
+            mistakes.append(f"{source}: {shown} does not fit: expected {_expected_url(name)}")
+    if "database_password" in values and "database_url" in values:
+        if urlsplit(values["database_url"]).password is not None:
+            both = f"{variable_name('database_password')} and the one in {variable_name('database_url')}"
+            mistakes.append(f"There are two passwords, {both}: set one of them")
+        else:
+            values["database_url"] = _add_password(values["database_url"], values["database_password"])
+    return values, mistakes
+
+
+def _add_password(url: str, password: str) -> str:
+    """Return the database's URL with its password; where it names no user, as a parameter."""
+    scheme, _, rest = url.partition("://")
+    quoted = quote(password, safe="")
+    user, at, host = urlsplit(url).netloc.rpartition("@")
+    if at:
+        return f"{scheme}://{user}:{quoted}@{host}{rest.removeprefix(f'{user}@{host}')}"
+    return f"{url}{'&' if '?' in url else '?'}password={quoted}"
+
+
+def _is_url(setting: str, url: str) -> bool:
+    try:
+        return url.startswith(_SCHEMES[setting]) and urlsplit(url).port != 0
     except ValueError:
-        is_url = False
-    if is_url:
-        return None
-    expected = f"a URL that starts with {' or '.join(schemes)}, with a number for a port"
-    return f"{variable_name(setting)}: its value does not fit: Expected {expected}"
+        return False
 
 
-def _description(hint: Any) -> str:
-    metadata: Meta = hint.__metadata__[0]
-    return str(metadata.description)
+def _expected_url(setting: str) -> str:
+    return f"a URL that starts with {' or '.join(_SCHEMES[setting])}, with a number for a port"
+
+
+def _hints() -> dict[str, Any]:
+    return get_type_hints(Settings, include_extras=True)
+
+
+def _meta(hint: Any) -> Meta:
+    meta: Meta = hint.__metadata__[0]
+    return meta
+
+
+def _expected(hint: Any) -> str:
+    """Say in words what a setting's type takes."""
+    meta, kind = _meta(hint), get_args(hint)[0]
+    if choices := get_args(kind):
+        return " or ".join(choices)
+    if kind is str:
+        return str(meta.description)
+    limits = [
+        f"{words} {limit:g}" if isinstance(limit, float) else f"{words} {limit}"
+        for words, limit in (("more than", meta.gt), ("at least", meta.ge), ("at most", meta.le))
+        if limit is not None
+    ]
+    return " ".join(["a whole number," if kind is int else "a number,", " and ".join(limits)])
+
+
+def _shorten(text: str) -> str:
+    shown = text if len(text) <= _SHOWN_CHARACTERS_MAX else text[:_SHOWN_CHARACTERS_MAX] + "…"
+    return repr(shown)
+
+
+def _find_unsafe(values: Mapping[str, Any], mistakes: Collection[str], environment: Mapping[str, str]) -> list[str]:
+    """Find what must not go into production: missing, weak and example secrets."""
+    unsafe = [
+        f"{variable_name(name)}: its value {weakness}: expected a random one, as of: openssl rand -hex 32"
+        for name in ("hash_secret", "flower_password")
+        if name in values and (weakness := find_weakness(values[name]))
+    ]
+    password = variable_name("flower_password")
+    if "flower_password" not in values and not any(password in mistake for mistake in mistakes):
+        unsafe.append(f"{password} is not set: in production it is required; make one with: openssl rand -hex 16")
+    if "database_url" in values and not _has_credentials(values["database_url"], environment):
+        unsafe.append(
+            f"{variable_name('database_password')} is not set, and {variable_name('database_url')} has no password: "
+            "expected one of them in production (with docker-compose: POSTGRES_PASSWORD)"
+        )
+    return unsafe
+
+
+def _has_credentials(database_url: str, environment: Mapping[str, str]) -> bool:
+    """Tell whether PostgreSQL is shown a password or a certificate; one behind a Unix socket needs none."""
+    parts = urlsplit(database_url)
+    query = parse_qs(parts.query)
+    host = parts.hostname or unquote(query.get("host", [""])[0])
+    if not host or host.startswith("/"):
+        return True
+    named = {"password", "passfile", "sslcert", "service"} & query.keys()
+    return bool(parts.password or named or environment.get("PGPASSWORD") or environment.get("PGPASSFILE"))
 
 
 def _broken_relations(settings: Settings) -> list[str]:

@@ -160,7 +160,7 @@ class Parts:
 def run_system(servers: Servers, parts: Parts | None = None, /, **settings: str) -> Iterator[System]:
     """Run the Procfile's processes, or some; further settings as keyword arguments (`batch_max="5"`).
 
-    With `database_pooler`, a PgBouncer stands before their database.
+    `flower` runs where its password is set; with `database_pooler`, a PgBouncer stands before the database.
     """
     parts = parts or Parts()
     port = find_free_port()
@@ -188,6 +188,8 @@ def run_system(servers: Servers, parts: Parts | None = None, /, **settings: str)
             for name, command in parse_procfile((ROOT / "Procfile").read_text()).processes.items():
                 if name in parts.without:
                     continue
+                if name == "flower" and "flower_password" not in settings:
+                    continue  # it takes a second of a processor to start
                 with (log_dir / f"{name}.log").open("wb") as log:
                     processes.append(
                         subprocess.Popen(

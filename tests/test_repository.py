@@ -1,6 +1,7 @@
 """What is written down twice agrees: README, compose file, Procfile, constraints and code."""
 
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -59,13 +60,79 @@ def test_no_command_is_missing_from_readme() -> None:
     assert all(f"payouts {command}" in README for command in listed)
 
 
-@pytest.mark.parametrize("name", ["web", "worker", "batches", "beat"])
+PROCFILE: dict[str, str] = parse_procfile((ROOT / "Procfile").read_text()).processes
+COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+SECRETS_COMPOSE = yaml.safe_load((ROOT / "docker-compose.secrets.yml").read_text())
+OWN_SERVICES = [*PROCFILE, "migrate"]
+
+
+@pytest.mark.parametrize("name", PROCFILE)
 def test_compose_runs_the_procfile_lines(name: str) -> None:
-    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
-    shell, option, command = compose["services"][name]["command"]
+    shell, option, command = COMPOSE["services"][name]["command"]
     assert [shell, option] == ["sh", "-c"]
-    procfile = parse_procfile((ROOT / "Procfile").read_text()).processes
-    assert command.replace("$$", "$") == procfile[name]
+    assert command.replace("$$", "$") == PROCFILE[name]
+
+
+@pytest.mark.parametrize("name", OWN_SERVICES)
+def test_compose_runs_our_processes_in_production_and_with_no_more_rights_than_they_need(name: str) -> None:
+    service = COMPOSE["services"][name]
+    assert service["environment"]["PAYOUTS_ENVIRONMENT"] == "production"
+    assert (service["read_only"], service["cap_drop"], "container_name" in service) == (True, ["ALL"], False)
+    assert service["logging"]["options"].keys() == {"max-size", "max-file"}
+    assert "healthcheck" in service or name in ("migrate", "beat")
+
+
+@pytest.mark.parametrize("name", OWN_SERVICES)
+def test_compose_gives_each_secret_by_environment_or_by_file(name: str) -> None:
+    plain = COMPOSE["services"][name]["environment"]
+    by_file = plain | SECRETS_COMPOSE["services"][name]["environment"]
+    for variable in ("PAYOUTS_DATABASE_PASSWORD", "PAYOUTS_HASH_SECRET", "PAYOUTS_FLOWER_PASSWORD"):
+        assert re.fullmatch(r"\$\{[A-Z_]+:-\}", plain[variable])
+        assert by_file[variable] == ""
+        file = by_file[f"{variable}_FILE"].removeprefix("/run/secrets/")
+        assert file in SECRETS_COMPOSE["services"][name]["secrets"]
+        assert file in SECRETS_COMPOSE["secrets"]
+
+
+def test_compose_starts_nothing_without_its_secrets() -> None:
+    """The settings that compose makes of an empty environment are refused, secret by secret."""
+    made = {name: str(value) for name, value in COMPOSE["services"]["migrate"]["environment"].items()}
+    without = {name: re.sub(r"\$\{\w+:-\}", "", value) for name, value in made.items()}
+    ended = subprocess.run(
+        [Path(sys.executable).with_name("payouts"), "migrate"], env=without, capture_output=True, text=True
+    )
+    assert ended.returncode == 2
+    assert [line.removeprefix("Error: ").split(" ")[0] for line in ended.stderr.splitlines()] == [
+        "PAYOUTS_HASH_SECRET",
+        "PAYOUTS_FLOWER_PASSWORD",
+        "PAYOUTS_DATABASE_PASSWORD",
+    ]
+
+
+def test_compose_publishes_nothing_but_the_api_to_others() -> None:
+    for name, service in COMPOSE["services"].items():
+        for port in service.get("ports", []):
+            assert port.startswith("127.0.0.1:") or name == "web"
+
+
+@pytest.mark.skipif(shutil.which("docker-compose") is None, reason="docker-compose is not installed")
+@pytest.mark.parametrize("files", [[], ["--file", "docker-compose.yml", "--file", "docker-compose.secrets.yml"]])
+def test_compose_files_are_valid(files: list[str]) -> None:
+    checked = subprocess.run(
+        ["docker-compose", *files, "--profile", "monitoring", "config", "--quiet"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert (checked.returncode, checked.stdout) == (0, ""), checked.stderr
+
+
+def test_image_holds_what_the_wheel_needs_and_no_secrets() -> None:
+    copied = set(re.findall(r"^COPY (?!--from)(.*) \S+$", (ROOT / "Dockerfile").read_text(), re.MULTILINE))
+    wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert {*wheel["packages"], *wheel["force-include"], "constraints.txt"} <= set(" ".join(copied).split())
+    for ignored in (".dockerignore", ".gitignore"):
+        assert {".env", "secrets"} <= {line.rstrip("/") for line in (ROOT / ignored).read_text().splitlines()}
 
 
 def test_constraints_pin_every_direct_dependency_and_name_no_address() -> None:
@@ -84,10 +151,11 @@ def test_constraints_pin_every_direct_dependency_and_name_no_address() -> None:
 def test_nothing_else_is_at_the_top() -> None:
     expected = {
         ".ci", ".dockerignore", ".gitignore", "Dockerfile", "LICENSE", "Procfile", "README.md", "api",
-        "constraints.txt", "core", "docker-compose.yml", "monitoring", "pyproject.toml", "tests", "workers",
+        "constraints.txt", "core", "docker-compose.secrets.yml", "docker-compose.yml", "monitoring", "pyproject.toml",
+        "tests", "workers",
     }  # fmt: skip
     generated = {".git", ".venv", ".payouts", ".pytest_cache", ".mypy_cache", ".ruff_cache", ".hypothesis",
-        ".import_linter_cache", "payouts.egg-info", "dist", "build"}  # fmt: skip
+        ".import_linter_cache", "payouts.egg-info", "dist", "build", ".env", "secrets"}  # fmt: skip
     assert {path.name for path in ROOT.iterdir()} - generated == expected
 
 

@@ -24,6 +24,10 @@ CHUNK_ROWS_WHILE_OTHERS_WAIT = 250
 _TASK_S = 1.0
 
 
+class StalledSearchError(Exception):
+    """The database could not be asked for stalled payout batches."""
+
+
 class PayoutBatchWorker:
     """Pays payout batches, and lets synchronous calls of the same business go first."""
 
@@ -32,26 +36,39 @@ class PayoutBatchWorker:
         self._database = database
         self._locks = locks
 
-    def work(self, business_id: UUID, batch_id: UUID, first: int) -> None:
-        """Pay chunks for about a second, then send the task for the rest."""
+    def work(self, business_id: UUID, batch_id: UUID, first: int) -> str:
+        """Pay chunks for about a second, then send the task for the rest; say, for Flower, how far it got."""
         give_up_at = time.monotonic() + _TASK_S
         position: int | None = first
         while position is not None and time.monotonic() < give_up_at:
             with self._locks.hold_politely(business_id):
                 rows_max = CHUNK_ROWS_WHILE_OTHERS_WAIT if self._locks.others_waited else CHUNK_ROWS
                 position = self._pay(business_id, batch_id, position, rows_max)
-        if position is not None:
-            send_chunk(self._celery, business_id, batch_id, position)
+        if position is None:
+            return "ends here"
+        send_chunk(self._celery, business_id, batch_id, position)
+        return f"goes on from row {position}"
 
-    def find_stalled(self, idle_s: float) -> None:
-        """Send the tasks of batches on which nobody has worked for a while: theirs were lost."""
-        with self._database.transaction() as connection:
-            stalled = payout_batches.find_stalled(connection, idle_s)
+    def find_stalled(self, idle_s: float) -> str:
+        """Send the tasks of batches on which nobody has worked for a while: theirs were lost.
+
+        Raises:
+            StalledSearchError: the database cannot be asked; the next one will find them.
+
+        """
+        try:
+            with self._database.transaction() as connection:
+                stalled = payout_batches.find_stalled(connection, idle_s)
+        except Exception as error:  # noqa: BLE001 (its text is not for a log, nor for Flower)
+            problem = describe_error(error)
+            logger.warning("stalled payout batches cannot be looked for: %s", problem)
+            raise StalledSearchError(problem) from None
         for business_id, batch_id, first in stalled:
             name = format_id(IdKind.BATCH, batch_id)
             logger.info("%s goes on from row %d", name, first, extra=about(batch_id=name))
             send_chunk(self._celery, business_id, batch_id, first)
             metrics.PAYOUT_BATCHES_RESUMED.inc()
+        return f"{len(stalled)} stalled"
 
     def _pay(self, business_id: UUID, batch_id: UUID, first: int, rows_max: int) -> int | None:
         try:
@@ -73,14 +90,15 @@ def register_batch_tasks(celery: Celery, worker: PayoutBatchWorker, idle_s: floa
     """Make the tasks known to the worker."""
 
     @celery.task(name=PAY_CHUNK_TASK, ignore_result=True)  # type: ignore[untyped-decorator]
-    def pay_chunk(business: str, batch: str, first: int) -> None:
+    def pay_chunk(business: str, batch: str, first: int) -> str:
         business_id, batch_id = parse_id(IdKind.BUSINESS, business), parse_id(IdKind.BATCH, batch)
         if business_id is None or batch_id is None or first < 0:
             logger.error("a message was dropped: it names no payout batch")
             metrics.MESSAGES_DROPPED.inc()
-            return
-        worker.work(business_id, batch_id, first)
+            return "dropped"
+        return worker.work(business_id, batch_id, first)
 
-    @celery.task(name=FIND_STALLED_TASK, ignore_result=True)  # type: ignore[untyped-decorator]
-    def find_stalled() -> None:
-        worker.find_stalled(idle_s)
+    # An error that Celery expects is no stack trace in the log.
+    @celery.task(name=FIND_STALLED_TASK, ignore_result=True, throws=(StalledSearchError,))  # type: ignore[untyped-decorator]
+    def find_stalled() -> str:
+        return worker.find_stalled(idle_s)

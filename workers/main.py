@@ -4,26 +4,29 @@ import logging
 import re
 import sys
 import warnings
+from typing import NoReturn
 
 from celery import Celery
 from celery.exceptions import SecurityWarning
-from celery.signals import setup_logging, worker_init, worker_ready
+from celery.signals import beat_init, celeryd_after_setup, setup_logging, worker_ready
 from redis import Redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from core.database import DATABASE_ERRORS, Database, PoolerError
+from core.database import Database
 from core.errors import UserError
 from core.garbage import spare_what_stays
 from core.logs import Logs
 from core.messages import BatchCodec
-from core.settings import Settings, load_settings
+from core.revision import wait_for_schema
+from core.settings import Settings, load_settings, warn_of_unknown_variables
 from workers import metrics
 from workers.app import create_celery
 from workers.batches import PayoutBatchWorker, register_batch_tasks
 from workers.locks import BusinessLocks
 from workers.results import ReplyBackend
 from workers.schedule import PeriodicTasks
+from workers.startup import wait_for_broker, wait_for_redis
 from workers.tasks import BatchProcessor, register_tasks
 from workers.verification import BooksVerifier, register_verification_task
 
@@ -55,19 +58,6 @@ def _set_up_logging(**_: object) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-@worker_init.connect  # type: ignore[untyped-decorator]
-def _check_pooler(**_: object) -> None:
-    """End where an unknown pooler drops our settings; a database out of reach is waited for with every task."""
-    try:
-        with Database.from_settings(load_settings(), pool_size=1) as database, database.transaction():
-            pass
-    except DATABASE_ERRORS:
-        pass
-    except PoolerError as error:
-        sys.stderr.write(f"{error}\n")
-        sys.exit(error.exit_code)
-
-
 def _name_process(arguments: list[str]) -> str:
     """Return which of the Procfile's processes this is: `worker`, `batches`, `beat` or another of Celery's."""
     if "--hostname" in arguments[:-1]:
@@ -80,6 +70,31 @@ def _spare_what_stays(**_: object) -> None:
     spare_what_stays()
 
 
+@celeryd_after_setup.connect  # type: ignore[untyped-decorator]
+def _wait_as_worker(**_: object) -> None:
+    """Wait for all servers before Celery tries to connect, which it would do for ever."""
+    try:
+        with Database.from_settings(settings) as database:
+            wait_for_schema(database, settings.startup_timeout_s)
+        wait_for_broker(app, settings)
+        wait_for_redis(app, settings)
+    except UserError as error:
+        _give_up(error)
+
+
+@beat_init.connect  # type: ignore[untyped-decorator]
+def _wait_as_beat(**_: object) -> None:
+    try:
+        wait_for_broker(app, settings)
+    except UserError as error:
+        _give_up(error)
+
+
+def _give_up(error: UserError) -> NoReturn:
+    (sys.__stderr__ or sys.stderr).write(f"{error}\n")  # Celery has turned the other into a log
+    sys.exit(error.exit_code)
+
+
 # Celery finds these by name. They are imported at once, because a signal that arrives in the middle of a later import
 # would need them half done.
 IMPORTED_BY_NAME = (ReplyBackend, PeriodicTasks)
@@ -88,8 +103,8 @@ IMPORTED_BY_NAME = (ReplyBackend, PeriodicTasks)
 warnings.filterwarnings("ignore", category=SecurityWarning)
 
 try:
+    warn_of_unknown_variables()
     settings = load_settings()
     app = create_worker(settings)
 except UserError as error:
-    sys.stderr.write(f"{error}\n")
-    sys.exit(error.exit_code)
+    _give_up(error)

@@ -13,6 +13,7 @@ from core.messages import Allocation, BatchCodec, MessageError, Outcome
 from workers.app import ALLOCATE_TASK
 from workers.consumer import names_in
 from workers.locks import BusinessLocks
+from workers.results import BatchReply
 
 logger = logging.getLogger(__name__)
 
@@ -84,14 +85,14 @@ def register_tasks(celery: Celery, codec: BatchCodec, processor: BatchProcessor)
     """Make the tasks known to the worker."""
 
     @celery.task(name=ALLOCATE_TASK, bind=True)  # type: ignore[untyped-decorator]
-    def allocate(task: Task, *arguments: object, **_: object) -> list[Outcome] | None:
+    def allocate(task: Task, *arguments: object, **_: object) -> BatchReply | None:
         try:
             allocations = codec.open(arguments[0] if arguments else None)
         except MessageError as error:
             metrics.MESSAGES_DROPPED.inc()
             logger.error("a message was dropped: %s", error, extra={"fields": names_in(_headers_of(task))})
             return None
-        return processor.process(allocations)
+        return BatchReply(processor.process(allocations))
 
 
 def _headers_of(task: Task) -> dict[str, object]:

@@ -3,7 +3,7 @@
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from api import supervisor as supervisor_module
-from api.supervisor import Supervisor
+from api.supervisor import SupervisedProcess, Supervisor
 
 # The pipes are closed by the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -24,11 +24,12 @@ def short_times(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextmanager
-def run(tmp_path: Path, **commands: str) -> Iterator[Supervisor]:
-    """Run commands as a Procfile's; `$DIR` is `tmp_path`."""
+def run(tmp_path: Path, *, left_out: Collection[str] = (), **commands: str) -> Iterator[Supervisor]:
+    """Run commands as a Procfile's; `$DIR` is `tmp_path`, and nothing depends on one that is called `extra`."""
     procfile = tmp_path / "Procfile"
     procfile.write_text("".join(f"{name}: {command}\n" for name, command in commands.items()))
-    supervisor = Supervisor(procfile, os.environ | {"DIR": str(tmp_path)})
+    environment = os.environ | {"DIR": str(tmp_path)}
+    supervisor = Supervisor(procfile, environment, optional=["extra"], left_out=left_out)
     try:
         supervisor.start()
         yield supervisor
@@ -69,6 +70,28 @@ def test_killed_process_is_started_again(tmp_path: Path) -> None:
         psutil.Process(read_pids(pids)[0]).kill()
         wait_for(lambda: len(read_pids(pids)) == 2)
         assert is_alive(read_pids(pids)[1])
+
+
+def test_what_nothing_depends_on_is_started_again_less_and_less_often(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor_module, "_RESTART_OPTIONAL_AFTER_S_MAX", 0.3)
+    with run(tmp_path, extra="echo $$ >> $DIR/extra", brief="echo $$ >> $DIR/brief") as supervisor:
+        wait_for(lambda: len(read_pids(tmp_path / "extra")) >= 2 and len(read_pids(tmp_path / "brief")) >= 2)
+        assert supervisor.restarts() == sum(1 for _ in read_pids(tmp_path / "brief")) - 1
+    process = SupervisedProcess("extra", "true", {}, name_width=5, is_optional=True)
+    monkeypatch.undo()
+    delays = []
+    for starts in range(1, 9):
+        process.starts = starts
+        delays.append(process.restart_after_s())
+    assert delays == [2, 4, 8, 16, 32, 60, 60, 60]
+
+
+def test_what_is_left_out_does_not_run(tmp_path: Path) -> None:
+    with run(tmp_path, left_out=["extra"], extra="echo $$ >> $DIR/extra", steady="echo $$ >> $DIR/steady; sleep 60"):
+        wait_for(lambda: read_pids(tmp_path / "steady"))
+    assert not (tmp_path / "extra").exists()
 
 
 def test_stop_ends_all_and_starts_none_again(tmp_path: Path) -> None:

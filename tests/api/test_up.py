@@ -79,6 +79,11 @@ class Up:
     def demo_key(self) -> str:
         return self._printed(r"secret key: (\S+)")
 
+    def flower(self) -> httpx.Client:
+        found = re.search(r"Flower: (\S+)\n  User: (\S+)  Password: (\S+)$", self.output(), re.MULTILINE)
+        assert found, self.output()
+        return httpx.Client(base_url=found[1], auth=(found[2], found[3]), timeout=30)
+
     @property
     def curl(self) -> str:
         return self._printed(r"^  (curl .*?')$")
@@ -201,7 +206,7 @@ def home() -> Iterator[Path]:
 
 @contextmanager
 def run_up(home: Path, *arguments: str, **variables: str) -> Iterator[Up]:
-    up = Up(home, *(arguments or ("--port", "0")), **variables)
+    up = Up(home, *(arguments or ("--port", "0", "--no-flower")), **variables)
     try:
         yield up
     finally:
@@ -212,8 +217,8 @@ def run_up(home: Path, *arguments: str, **variables: str) -> Iterator[Up]:
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[Up]:
-    """One that most tests share; they leave it serving."""
-    with make_home() as home, run_up(home) as up:
+    """One that most tests share, with Flower; they leave it serving."""
+    with make_home() as home, run_up(home, "--port", "0") as up:
         yield up.wait_until_ready()
 
 
@@ -236,6 +241,69 @@ def test_ready_text_names_base_url_and_demo_key(running: Up) -> None:
     assert re.fullmatch("sk_live_[0-9A-Za-z]{40}", running.demo_key)
     assert running.base_url in running.curl
     assert running.demo_key in running.curl
+
+
+def test_allocations_are_seen_in_flower_with_the_printed_password(running: Up) -> None:
+    assert running.pay("flower@example.com", 1).status_code == 201
+    with running.flower() as flower:
+        wait_for(lambda: is_answered(flower), 30, running.output)
+        assert httpx.get(flower.base_url).status_code == 401
+
+        def find_task() -> bool:
+            assert running.pay("flower@example.com", 1).status_code == 201
+            tasks = flower.get("/api/tasks").json().values()
+            return any((task["args"], task["result"]) == ("1 allocation, 1 business", "1 allocated") for task in tasks)
+
+        wait_for(find_task, 30, running.output)
+
+
+def is_answered(client: httpx.Client) -> bool:
+    try:
+        return client.get("/").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "host.invalid"])
+def test_flower_that_cannot_listen_keeps_nobody_from_serving(home: Path, taken_port: int, host: str) -> None:
+    variables = {"PAYOUTS_FLOWER_PORT": str(taken_port), "PAYOUTS_FLOWER_HOST": host}
+    with run_up(home, "--port", "0", **variables) as up:
+        up.wait_until_ready()
+        assert f"Flower's port {taken_port} cannot be had" in up.output()
+        assert up.pay("flower@example.com", 1).status_code == 201
+        if host == "127.0.0.1":
+            with up.flower() as flower:
+                wait_for(lambda: is_answered(flower), 30, up.output)
+        else:
+            wait_for(lambda: "flower has ended; it is started again" in up.output(), 30, up.output)
+            assert "Flower cannot listen at host.invalid:" in up.output()
+        assert up.stop() == 0
+        up.assert_nothing_is_left()
+
+
+def test_flower_can_be_left_out(home: Path) -> None:
+    with run_up(home, "--port", "0", "--no-flower") as up:
+        up.wait_until_ready()
+        assert "Flower" not in up.output()
+        assert not find_part(home, "workers.flower")
+
+
+def test_misspelt_setting_is_said_once_and_secrets_are_read_from_files(home: Path) -> None:
+    (home / "secret").write_text("0123456789abcdef0123456789abcdef\n")
+    variables = {"PAYOUTS_BATCHMAX": "5", "PAYOUTS_HASH_SECRET_FILE": str(home / "secret")}
+    with run_up(home, **variables) as up:
+        up.wait_until_ready()
+        assert up.output().count("PAYOUTS_BATCHMAX is no setting; did you mean PAYOUTS_BATCH_MAX?") == 1
+        assert up.pay("file@example.com", 1).status_code == 201
+        assert up.balance_of("file@example.com") == 1
+
+
+def test_example_secret_is_refused_in_production(home: Path) -> None:
+    variables = {"PAYOUTS_ENVIRONMENT": "production", "PAYOUTS_HASH_SECRET": "a hash secret for tests, long enough"}
+    refused = payouts("up", "--data-dir", str(home / "data"), "--port", "0", **variables)
+    assert refused.returncode == 2
+    assert_is_one_line(refused, "PAYOUTS_HASH_SECRET: its value looks like an example")
+    assert processes_of(home) == []
 
 
 def test_email_in_capitals_is_the_same_user(running: Up) -> None:

@@ -16,12 +16,12 @@ import core.schema
 from core.database import Database
 from core.revision import (
     REQUIRED_REVISION,
-    DatabaseNotReadyError,
     read_revision,
     wait_for_schema,
     wait_until_reachable,
 )
 from core.schema import migrate
+from core.startup import ServerNotReadyError
 from core.tables import metadata
 from tests.core.builders import run_sql
 from tests.servers import Servers
@@ -99,13 +99,13 @@ def test_a_migrated_database_is_ready(database: Database) -> None:
 
 def test_an_empty_database_is_reachable_but_not_ready(empty_database: Database) -> None:
     wait_until_reachable(empty_database, 0)
-    with pytest.raises(DatabaseNotReadyError, match=r"revision none, and .* is needed; run: payouts migrate"):
+    with pytest.raises(ServerNotReadyError, match=r"revision none, and .* is needed; run: payouts migrate"):
         wait_for_schema(empty_database, 0)
 
 
 def test_a_database_that_was_emptied_is_not_ready(empty_database: Database) -> None:
     run_sql(empty_database, "CREATE TABLE alembic_version (version_num varchar(32) NOT NULL)")
-    with pytest.raises(DatabaseNotReadyError, match="revision none"):
+    with pytest.raises(ServerNotReadyError, match="revision none"):
         wait_for_schema(empty_database, 0)
 
 
@@ -124,6 +124,6 @@ def test_a_starting_process_waits_for_the_migration(empty_database: Database) ->
 def test_without_postgresql_the_text_says_so_and_keeps_the_password() -> None:
     with Database("postgresql://user:hidden-word@127.0.0.1:1/none", transaction_timeout_s=1) as unreachable:
         for wait in (wait_for_schema, wait_until_reachable):
-            with pytest.raises(DatabaseNotReadyError, match="PostgreSQL cannot be reached") as caught:
+            with pytest.raises(ServerNotReadyError, match=r"PostgreSQL at .* cannot be reached") as caught:
                 wait(unreachable, 0)
             assert "hidden-word" not in str(caught.value)

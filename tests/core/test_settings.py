@@ -1,18 +1,24 @@
 """Settings, read from the environment and checked at start."""
 
+import re
+import secrets
 from io import StringIO
+from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 from rich.console import Console
 
 from core.settings import (
     Settings,
     SettingsError,
-    check_database_pooler,
-    check_database_url,
+    find_unknown_variables,
+    load_database_url,
     load_settings,
+    read_secret_files,
     variable_name,
 )
+from tests.servers import HASH_SECRET, ROOT
 
 REQUIRED = {
     "PAYOUTS_DATABASE_URL": "postgresql://user:db-password@host/name",
@@ -20,6 +26,11 @@ REQUIRED = {
     "PAYOUTS_HASH_SECRET": "the hash secret of these tests, long enough",
 }
 SECRETS = ["db-password", "redis-password", "broker-password", "hash secret of"]
+
+
+def files_that_show_settings() -> list[str]:
+    tests = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests").rglob("*.py"))
+    return ["README.md", "docker-compose.yml", "Procfile", ".ci/run", *tests]
 
 
 def load(**settings: str) -> Settings:
@@ -63,6 +74,23 @@ def test_values_are_read_as_their_types() -> None:
 
 def test_other_variables_are_ignored() -> None:
     assert load_settings(REQUIRED | {"PAYOUTS_UNHEARD_OF": "1", "BATCH_MAX": "1"}) == load()
+
+
+def test_a_variable_that_nothing_reads_is_named_with_the_nearest_that_there_is() -> None:
+    environment = REQUIRED | {
+        "PAYOUTS_BATCHMAX": "1",
+        "PAYOUTS_HASH_SECRETFILE": "/secret",
+        "PAYOUTS_8000_TCP_PROTO": "tcp",
+        "PAYOUTS_HOST": "0.0.0.0",  # noqa: S104 (the Procfile reads it)
+        "PAYOUTS_KEY": "sk_live_…",
+        "PAYOUTS_REDIS_URL_FILE": "",
+        "PATH": "/bin",
+    }
+    assert find_unknown_variables(environment) == [
+        "PAYOUTS_8000_TCP_PROTO is no setting",
+        "PAYOUTS_BATCHMAX is no setting; did you mean PAYOUTS_BATCH_MAX?",
+        "PAYOUTS_HASH_SECRETFILE is no setting; did you mean PAYOUTS_HASH_SECRET_FILE?",
+    ]
 
 
 def test_what_is_missing_is_named_all_at_once() -> None:
@@ -129,14 +157,177 @@ def test_settings_do_not_show_their_secrets_to_rich() -> None:
     assert not [secret for secret in SECRETS if secret in capture.get()]
 
 
-def test_a_database_url_is_postgresqls() -> None:
-    assert check_database_url("postgres://host/name") == "postgres://host/name"
+def test_commands_that_need_the_database_alone_ask_for_no_more() -> None:
+    assert load_database_url({"PAYOUTS_DATABASE_URL": "postgres://host/name"}) == "postgres://host/name"
+    assert load_database_url({}) is None
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"PAYOUTS_DATABASE_URL": "mysql://user:db-password@host"}, {"PAYOUTS_BATCH_MAX": "many"}]
+)
+def test_what_is_set_must_be_right_for_them_too(wrong: dict[str, str]) -> None:
     with pytest.raises(SettingsError) as caught:
-        check_database_url("mysql://user:db-password@host")
-    assert "db-password" not in str(caught.value)
+        load_database_url(wrong)
+    (mistake,) = caught.value.mistakes
+    assert mistake.startswith(next(iter(wrong)))
+    assert "db-password" not in mistake
 
 
-def test_a_pooler_is_one_that_we_know_or_none() -> None:
-    assert [check_database_pooler(pooler) for pooler in ("", "transaction")] == ["", "transaction"]
-    with pytest.raises(SettingsError, match="PAYOUTS_DATABASE_POOLER: 'session' does not fit: transaction would"):
-        check_database_pooler("session")
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("batch_max", "many", "'many' does not fit: expected a whole number, at least 1 and at most 10000"),
+        ("lock_ttl_s", "0", "'0' does not fit: expected a number, more than 0 and at most 3600"),
+        ("environment", "prod", "'prod' does not fit: expected development or production"),
+        ("flower_port", "70000", "'70000' does not fit: expected a whole number, at least 1 and at most 65535"),
+        ("redis_url", "host:6379", "a value of 9 characters does not fit: expected a URL that starts with redis:// or"),
+        ("flower_user", "a:b", "'a:b' does not fit: expected who may see Flower; any visible ASCII characters but"),
+    ],
+)
+def test_a_mistake_says_what_is_held_and_what_is_expected(name: str, value: str, text: str) -> None:
+    (mistake,) = mistakes_of(**{name: value})
+    assert mistake.startswith(f"{variable_name(name)}: {text}")
+
+
+def test_a_secret_is_read_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "secret"
+    file.write_text(f"{REQUIRED['PAYOUTS_HASH_SECRET']}\n")
+    environment = REQUIRED | {"PAYOUTS_HASH_SECRET": "", "PAYOUTS_HASH_SECRET_FILE": str(file)}
+    assert load_settings(environment) == load()
+    assert read_secret_files(environment) == REQUIRED
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (None, "cannot be read (No such file or directory)"),
+        (b" \n", "is empty"),
+        (b"\xff" * 40, "is not text in UTF-8"),
+        (b"hash secret of" * 10_000, "is too large"),
+    ],
+)
+def test_a_secret_file_that_is_none_is_one_line(tmp_path: Path, content: bytes | None, problem: str) -> None:
+    file = tmp_path / "secret"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(SettingsError) as caught:
+        load_settings(REQUIRED | {"PAYOUTS_HASH_SECRET": "", "PAYOUTS_HASH_SECRET_FILE": str(file)})
+    (mistake,) = caught.value.mistakes
+    assert mistake.startswith("PAYOUTS_HASH_SECRET_FILE: ")
+    assert problem in mistake
+    assert "hash secret of" not in mistake
+
+
+def test_a_secret_file_is_no_folder(tmp_path: Path) -> None:
+    (mistake,) = mistakes_of(flower_password_file=str(tmp_path))
+    assert "is not a file" in mistake
+
+
+def test_a_wrong_secret_in_a_file_is_named_by_the_file_variable(tmp_path: Path) -> None:
+    file = tmp_path / "secret"
+    file.write_text("mysql://user:db-password@host/name")
+    with pytest.raises(SettingsError) as caught:
+        load_settings(REQUIRED | {"PAYOUTS_DATABASE_URL": "", "PAYOUTS_DATABASE_URL_FILE": str(file)})
+    (mistake,) = caught.value.mistakes
+    assert mistake.startswith("PAYOUTS_DATABASE_URL_FILE: a value of")
+    assert "db-password" not in mistake
+
+
+def test_a_secret_is_given_once() -> None:
+    assert mistakes_of(hash_secret_file="/run/secrets/hash_secret") == [  # noqa: S106 (a path)
+        "PAYOUTS_HASH_SECRET and PAYOUTS_HASH_SECRET_FILE are both set: set one of them"
+    ]
+    (mistake,) = mistakes_of(database_password="another")  # noqa: S106
+    assert "PAYOUTS_DATABASE_PASSWORD" in mistake
+    assert "PAYOUTS_DATABASE_URL" in mistake
+    assert "another" not in mistake
+
+
+@pytest.mark.parametrize("password", ["p@ss/w:rd?#%41", "€", "plain"])
+@pytest.mark.parametrize(
+    "url", ["postgresql://user@host:1234/name?sslmode=require", "postgresql:///name?host=/run&user=user"]
+)
+def test_a_database_password_of_any_characters_becomes_part_of_the_url(url: str, password: str) -> None:
+    made = sa.make_url(load(database_url=url, database_password=password).database_url)
+    expected = sa.make_url(url)
+    assert password in (made.password, made.query.get("password"))
+    assert (made.host, made.port, made.database) == (expected.host, expected.port, expected.database)
+    assert expected.query.items() <= made.query.items()
+
+
+SAFE = {
+    "environment": "production",
+    "hash_secret": secrets.token_hex(16),
+    "flower_password": secrets.token_urlsafe(12),
+}
+
+
+def test_production_takes_random_secrets() -> None:
+    for _ in range(200):
+        load(**SAFE | {"hash_secret": secrets.token_hex(16), "flower_password": secrets.token_hex(8)})
+    load(**SAFE | {"hash_secret": secrets.token_urlsafe(24)})
+
+
+def test_development_takes_any_secret_that_is_long_enough() -> None:
+    assert load(hash_secret="a" * 32).environment == "development"
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        HASH_SECRET,
+        REQUIRED["PAYOUTS_HASH_SECRET"],
+        "change-me-change-me-change-me-change-me",
+        "a" * 32,
+        "ab" * 20,
+        "0123456789abcdef" * 2,
+        "abcdefghijklmnopqrstuvwxyz012345",
+        "11112222333344445555666677778888",
+        "aabbaaabbbaabababbabbaabbbabaaba",
+    ],
+)
+def test_production_refuses_examples_and_what_nobody_drew_at_random(secret: str) -> None:
+    (mistake,) = mistakes_of(**SAFE | {"hash_secret": secret})
+    assert mistake.startswith("PAYOUTS_HASH_SECRET: its value ")
+    assert secret not in mistake
+
+
+@pytest.mark.parametrize("file", files_that_show_settings())
+def test_production_refuses_every_hash_secret_that_is_written_down(file: str) -> None:
+    text = (ROOT / file).read_text()
+    for secret in re.findall(r"hash_secret[\"']?(?:: | = |=)b?[\"']([^\"'\n]{32,})[\"']", text, re.IGNORECASE):
+        (mistake,) = mistakes_of(**SAFE | {"hash_secret": secret})
+        assert mistake.startswith("PAYOUTS_HASH_SECRET: its value ")
+
+
+@pytest.mark.parametrize(
+    ("changes", "variable"),
+    [
+        ({"hash_secret": ""}, "PAYOUTS_HASH_SECRET"),
+        ({"flower_password": ""}, "PAYOUTS_FLOWER_PASSWORD"),
+        ({"flower_password": "short"}, "PAYOUTS_FLOWER_PASSWORD"),
+        ({"flower_password": "password1234"}, "PAYOUTS_FLOWER_PASSWORD"),
+        ({"database_url": "postgresql://user:@host/name"}, "PAYOUTS_DATABASE_PASSWORD"),
+        ({"database_url": "postgresql://user@host/name"}, "PAYOUTS_DATABASE_PASSWORD"),
+    ],
+)
+def test_production_refuses_what_is_missing(changes: dict[str, str], variable: str) -> None:
+    (mistake,) = mistakes_of(**SAFE | changes)
+    assert mistake.startswith(variable)
+
+
+@pytest.mark.parametrize(
+    "url", ["postgresql:///name?host=/run/postgresql", "postgresql://user@host/name?sslcert=/cert"]
+)
+def test_production_takes_other_ways_to_prove_who_calls(url: str) -> None:
+    assert load(**SAFE | {"database_url": url}).database_url == url
+
+
+def test_production_checks_the_settings_of_every_command() -> None:
+    with pytest.raises(SettingsError) as caught:
+        load_database_url({"PAYOUTS_ENVIRONMENT": "production", "PAYOUTS_DATABASE_URL": "postgresql://u:p@host/name"})
+    assert [text.split(" ")[0] for text in caught.value.mistakes] == [
+        "PAYOUTS_REDIS_URL",
+        "PAYOUTS_HASH_SECRET",
+        "PAYOUTS_FLOWER_PASSWORD",
+    ]
