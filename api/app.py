@@ -21,7 +21,7 @@ from api.batches import batch_routes
 from api.calls import BusinessCalls, DatabaseThreads
 from api.clock import DatabaseClock
 from api.dispatcher import Dispatcher
-from api.health import health_routes
+from api.health import Readiness, health_routes
 from api.lists import Lists
 from api.openapi import openapi_route
 from api.payout_hash import payout_hash_routes
@@ -86,6 +86,7 @@ def create_app(settings: Settings) -> Litestar:
     intake = BatchIntake(batch_database, celery, settings.hash_secret_bytes)
     settler = Settler(database, timeout_s=settings.settle_timeout_s)
     dispatcher = Dispatcher(settings, clock, publisher, replies, settler)
+    readiness = Readiness(database, celery, replies, dispatcher)
 
     @asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncIterator[None]:
@@ -99,6 +100,7 @@ def create_app(settings: Settings) -> Litestar:
             await dispatcher.close(settings.reply_timeout_s + settings.settle_timeout_s)
             await _cancel(background)
             await asyncio.to_thread(authenticator.write_uses)
+            readiness.close()
             settler.close()
             threads.close()
             intake.close()
@@ -125,7 +127,7 @@ def create_app(settings: Settings) -> Litestar:
             *payout_user_routes(calls, lists),
             *transaction_routes(calls, lists),
             *batch_routes(calls, lists, intake, settings.hash_secret_bytes),
-            *health_routes(database, replies, dispatcher),
+            *health_routes(readiness),
             openapi_route(),
         ],
         lifespan=[lifespan],

@@ -41,7 +41,7 @@ def test_readme_documents_no_setting_that_is_gone() -> None:
     }
 
 
-@pytest.mark.parametrize("command", ["up", "push", "migrate", "business", "key", "user", "batch", "verify"])
+@pytest.mark.parametrize("command", ["up", "push", "migrate", "business", "key", "user", "batch", "verify", "doctor"])
 def test_readme_shows_every_command(command: str) -> None:
     assert f"payouts {command}" in README
     assert CliRunner().invoke(cli, [command, "--help"]).exit_code == 0

@@ -16,6 +16,8 @@ NAMES_HEADER = "names"
 PAY_CHUNK_TASK = "payouts.pay_batch_chunk"
 FIND_STALLED_TASK = "payouts.find_stalled_batches"
 BATCHES_QUEUE = "batches"
+PERIODIC_RUN_KEY = "payouts:periodic-task-ran"
+"""In Redis while the periodic task runs as often as it should."""
 RESULT_KEY_PREFIX = "celery-task-meta-"
 """Celery's own: a result is stored under this and the task id, and published on a channel of the same name."""
 RESULT_EXPIRES_S = 60
@@ -75,6 +77,29 @@ def create_celery(settings: Settings) -> Celery:
         worker_cancel_long_running_tasks_on_connection_loss=True,
     )
     return celery
+
+
+def periodic_run_noted_s(every_s: float) -> float:
+    """Return for how long a run of the periodic task is noted."""
+    return every_s * 3 + 5
+
+
+def read_queue_depth(celery: Celery, queue: str) -> int:
+    """Return how many messages wait in a queue; raises what the transport raises."""
+    with celery.connection_for_write() as connection:
+        connection.ensure_connection(max_retries=1, interval_start=0, interval_step=0)
+        channel = connection.default_channel
+        try:
+            return int(channel.queue_declare(queue, passive=True).message_count)
+        except connection.channel_errors:
+            return 0  # Redis has no empty queues
+
+
+def check_broker(celery: Celery) -> None:
+    """Open a connection to the broker and close it; raises what the transport raises, in bounded time."""
+    with celery.connection_for_write() as connection:
+        connection.ensure_connection(max_retries=1, interval_start=0, interval_step=0)
+        connection.default_channel  # noqa: B018 (with Redis, only a channel connects)
 
 
 def send_chunk(celery: Celery, business_id: UUID, batch_id: UUID, first: int) -> None:
