@@ -25,6 +25,7 @@ from core.credentials import KeyKind
 from core.database import Database, describe_error, read_clock_us
 from core.errors import UserError
 from core.ids import IdKind, format_id, parse_id
+from core.logs import Logs
 from core.money import BALANCE_MAX_CENTS, format_dollars
 from core.payout_batches import PayoutBatch, PayoutBatchError
 from core.payout_users import PayoutUser, UserStatus
@@ -69,6 +70,7 @@ def _admin_options(command: Callable[..., None]) -> Callable[..., None]:
     )
     @wraps(command)
     def wrapper(*args: Any, data_dir: Path | None, **kwargs: Any) -> None:
+        Logs.configure_command(os.environ.get(variable_name("log_format"), ""))
         try:
             with _open_database(data_dir) as database:
                 command(*args, database=database, **kwargs)

@@ -21,7 +21,7 @@ from api.batches import batch_routes
 from api.calls import BusinessCalls, DatabaseThreads
 from api.clock import DatabaseClock
 from api.dispatcher import Dispatcher
-from api.health import health_routes
+from api.health import Readiness, health_routes
 from api.lists import Lists
 from api.metrics import Exporter, metrics_route
 from api.openapi import openapi_route
@@ -89,6 +89,7 @@ def create_app(settings: Settings) -> Litestar:
     intake = BatchIntake(batch_database, celery, settings.hash_secret_bytes)
     settler = Settler(database, timeout_s=settings.settle_timeout_s)
     dispatcher = Dispatcher(settings, clock, publisher, replies, settler)
+    readiness = Readiness(database, celery, replies, dispatcher)
 
     exporter = Exporter(
         settings, {"calls": database, "uploads": batch_database}, redis, celery, dispatcher, replies, settler
@@ -114,6 +115,7 @@ def create_app(settings: Settings) -> Litestar:
             await _cancel(background)
             await asyncio.to_thread(authenticator.write_uses)
             exporter.close()
+            readiness.close()
             settler.close()
             threads.close()
             intake.close()
@@ -140,7 +142,7 @@ def create_app(settings: Settings) -> Litestar:
             *payout_user_routes(calls, lists),
             *transaction_routes(calls, lists),
             *batch_routes(calls, lists, intake, settings.hash_secret_bytes),
-            *health_routes(database, replies, dispatcher),
+            *health_routes(readiness),
             metrics_route(exporter),
             openapi_route(),
         ],

@@ -36,10 +36,10 @@ class _LazyGroup(click.RichGroup):
     """Imports the administrators' commands, and SQLAlchemy with them, only where one is asked for."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
-        return ["up", "push", *self._admin_commands()]
+        return ["up", "push", "doctor", *self._admin_commands()]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
-        return {"up": up, "push": push}.get(cmd_name) or self._admin_commands().get(cmd_name)
+        return {"up": up, "push": push, "doctor": doctor}.get(cmd_name) or self._admin_commands().get(cmd_name)
 
     @staticmethod
     def _admin_commands() -> dict[str, click.Command]:
@@ -89,3 +89,18 @@ def push(file: Path, key: str, url: str, *, decimal: bool, dry_run: bool, yes: b
     from api.push import run_push
 
     run_push(file, url, key, in_dollars=decimal, is_dry_run=dry_run, is_confirmed=yes)
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    help=f"Check what `payouts up` runs there (without PAYOUTS_DATABASE_URL: {DEFAULT_DATA_DIR}).",
+)
+@click.option("--url", envvar="PAYOUTS_URL", help="The API's address; or $PAYOUTS_URL, which `payouts up` leaves.")
+def doctor(*, as_json: bool, data_dir: Path | None, url: str | None) -> None:
+    """Check everything, and say what to do about what is wrong: exit code 1, or 2 for settings."""
+    from api.doctor import run_doctor
+
+    sys.exit(run_doctor(data_dir, url, as_json=as_json))

@@ -12,7 +12,7 @@ from core import metrics
 from core.ids import new_id
 from core.logs import about, name_allocations
 from core.messages import Allocation, BatchCodec
-from workers.app import ALLOCATE_TASK, NAMES_HEADER
+from workers.app import ALLOCATE_TASK, NAMES_HEADER, QUEUE
 
 logger = logging.getLogger(__name__)
 
@@ -49,12 +49,17 @@ class Publisher:
                 extra=about(error=error, allocations=allocations, task_id=task_id),
             )
 
-    def _send(self, task_id: str, allocations: Sequence[Allocation]) -> None:
+    def send_empty(self, task_id: str, queue: str) -> None:
+        """Send a batch of nothing to a queue: who carries it out consumes, and can open our messages."""
+        self._send(task_id, (), queue=queue)
+
+    def _send(self, task_id: str, allocations: Sequence[Allocation], queue: str = QUEUE) -> None:
         businesses = len({allocation.business_id for allocation in allocations})
         self._celery.send_task(
             ALLOCATE_TASK,
             args=[self._codec.seal(allocations)],
             task_id=task_id,
+            queue=queue,
             argsrepr=f"{len(allocations)} allocation{'s' if len(allocations) != 1 else ''}, "
             f"{businesses} business{'es' if businesses != 1 else ''}",
             kwargsrepr="{}",

@@ -81,8 +81,8 @@ def run_up(host: str, port: int, data_path: Path, *, with_flower: bool = True) -
         from api import preparation
 
         demo_key = preparation.prepare_database(settings, data_dir)
-        data_dir.write_settings(variables)
         base_url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        data_dir.write_settings(variables | {"PAYOUTS_URL": base_url})
         _wait_until_ready(base_url, supervisor, stop_asked)
         if not stop_asked.is_set():
             funds = format_dollars(preparation.DEMO_FUNDS_CENTS)

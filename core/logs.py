@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar
+from typing import Any
 
 import msgspec
 
@@ -285,8 +285,6 @@ class _DirectHandler(logging.StreamHandler[Any]):
 class Logs:
     """How this process logs; `configure` sets it up, once."""
 
-    _writer: ClassVar[LineWriter | None] = None
-
     @classmethod
     def configure(cls, process: str, *, log_format: str, log_level: str) -> LineFormatter:
         """Send all of the process's logs to standard error, and only there; other libraries' too."""
@@ -309,6 +307,12 @@ class Logs:
         atexit.register(writer.close)
         cls._install(_BackgroundHandler(writer), formatter, log_level)
         return writer
+
+    @classmethod
+    def configure_command(cls, log_format: str) -> None:
+        """Log from a command of an administrator: warnings only, unless whoever called us logs already."""
+        if not logging.getLogger().handlers:
+            cls.configure("payouts", log_format=log_format or "auto", log_level="warning")
 
     @staticmethod
     def _install(handler: logging.Handler, formatter: LineFormatter, log_level: str) -> None:

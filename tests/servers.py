@@ -46,17 +46,17 @@ class Servers:
     def clone(self) -> Iterator[str]:
         """Give the URL of a fresh, migrated database."""
         name = f"test_{uuid4().hex}"
-        self._administer(f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
+        self.administer(f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
         try:
             yield self.url_of(name)
         finally:
-            self._administer(f"DROP DATABASE {name} WITH (FORCE)")
+            self.administer(f"DROP DATABASE {name} WITH (FORCE)")
 
     def create(self, name: str) -> str:
-        self._administer(f"CREATE DATABASE {name}")
+        self.administer(f"CREATE DATABASE {name}")
         return self.url_of(name)
 
-    def _administer(self, statement: str) -> None:
+    def administer(self, statement: str) -> None:
         with Database(self.postgres_url, transaction_timeout_s=None) as database:
             connection = database.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
             with connection:

@@ -49,7 +49,7 @@ def test_readme_shows_the_settings_of_pgbouncer_that_the_tests_run_with() -> Non
     assert shown[1] == pgbouncer_settings()
 
 
-@pytest.mark.parametrize("command", ["up", "push", "migrate", "business", "key", "user", "batch", "verify"])
+@pytest.mark.parametrize("command", ["up", "push", "migrate", "business", "key", "user", "batch", "verify", "doctor"])
 def test_readme_shows_every_command(command: str) -> None:
     assert f"payouts {command}" in README
     assert CliRunner().invoke(cli, [command, "--help"]).exit_code == 0

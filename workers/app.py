@@ -17,6 +17,8 @@ PAY_CHUNK_TASK = "payouts.pay_batch_chunk"
 FIND_STALLED_TASK = "payouts.find_stalled_batches"
 VERIFY_TASK = "payouts.verify_books"
 BATCHES_QUEUE = "batches"
+PERIODIC_RUN_KEY = "payouts:periodic-task-ran"
+"""In Redis while the periodic task runs as often as it should."""
 RESULT_KEY_PREFIX = "celery-task-meta-"
 """Celery's own: a result is stored under this and the task id, and published on a channel of the same name."""
 RESULT_EXPIRES_S = 60
@@ -89,6 +91,18 @@ def _periodic_tasks(settings: Settings) -> dict[str, dict[str, object]]:
         check_every_s = min(max(settings.verify_every_s, 1.0), _VERIFY_CHECK_EVERY_S)
         tasks["verify the books"] = {"task": VERIFY_TASK, "schedule": check_every_s, "options": options}
     return tasks
+
+
+def periodic_run_noted_s(every_s: float) -> float:
+    """Return for how long a run of the periodic task is noted."""
+    return every_s * 3 + 5
+
+
+def check_broker(celery: Celery) -> None:
+    """Open a connection to the broker and close it; raises what the transport raises, in bounded time."""
+    with celery.connection_for_write() as connection:
+        connection.ensure_connection(max_retries=1, interval_start=0, interval_step=0)
+        connection.default_channel  # noqa: B018 (with Redis, only a channel connects)
 
 
 def send_chunk(celery: Celery, business_id: UUID, batch_id: UUID, first: int) -> None:

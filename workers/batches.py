@@ -8,13 +8,14 @@ import logging
 import time
 from uuid import UUID
 
+import redis
 from celery import Celery
 
 from core import metrics, payout_batches
 from core.database import Database, describe_error
 from core.ids import IdKind, format_id, parse_id
 from core.logs import about
-from workers.app import FIND_STALLED_TASK, PAY_CHUNK_TASK, send_chunk
+from workers.app import FIND_STALLED_TASK, PAY_CHUNK_TASK, PERIODIC_RUN_KEY, periodic_run_noted_s, send_chunk
 from workers.locks import BusinessLocks
 
 logger = logging.getLogger(__name__)
@@ -86,8 +87,18 @@ class PayoutBatchWorker:
         return paid.next_first
 
 
-def register_batch_tasks(celery: Celery, worker: PayoutBatchWorker, idle_s: float) -> None:
-    """Make the tasks known to the worker."""
+def note_periodic_run(client: redis.Redis, idle_s: float) -> None:
+    """Leave word that the periodic task ran; it ends by itself when it has not for a while."""
+    try:
+        client.set(PERIODIC_RUN_KEY, 1, px=round(periodic_run_noted_s(idle_s) * 1000))
+    except redis.RedisError as error:
+        logger.warning("the periodic task's run could not be noted: %s", type(error).__name__)
+
+
+def register_batch_tasks(
+    celery: Celery, worker: PayoutBatchWorker, idle_s: float, client: redis.Redis | None = None
+) -> None:
+    """Make the tasks known to the worker; `client` is where it is noted that the periodic one ran."""
 
     @celery.task(name=PAY_CHUNK_TASK, ignore_result=True)  # type: ignore[untyped-decorator]
     def pay_chunk(business: str, batch: str, first: int) -> str:
@@ -101,4 +112,6 @@ def register_batch_tasks(celery: Celery, worker: PayoutBatchWorker, idle_s: floa
     # An error that Celery expects is no stack trace in the log.
     @celery.task(name=FIND_STALLED_TASK, ignore_result=True, throws=(StalledSearchError,))  # type: ignore[untyped-decorator]
     def find_stalled() -> str:
+        if client is not None:
+            note_periodic_run(client, idle_s)
         return worker.find_stalled(idle_s)

@@ -44,7 +44,8 @@ def create_worker(settings: Settings) -> Celery:
     locks = BusinessLocks(client, ttl_s=settings.lock_ttl_s, wait_s=settings.lock_wait_s)
     processor = BatchProcessor(database, locks, settings.hash_secret_bytes)
     register_tasks(celery, BatchCodec(settings.hash_secret_bytes), processor)
-    register_batch_tasks(celery, PayoutBatchWorker(celery, database, locks), settings.batch_stalled_after_s)
+    batch_worker = PayoutBatchWorker(celery, database, locks)
+    register_batch_tasks(celery, batch_worker, settings.batch_stalled_after_s, client)
     register_verification_task(celery, BooksVerifier(settings, client))
     metrics.watch(settings, database)
     return celery

@@ -335,6 +335,26 @@ def test_admin_commands_find_the_default_data_dir(running: Up) -> None:
     assert json.loads(shown.stdout)["payouts_enabled"] is True
 
 
+def test_doctor_finds_all_of_it_by_data_dir(running: Up) -> None:
+    examined = payouts("doctor", "--data-dir", str(running.data_dir))
+    assert examined.returncode == 0, examined.stdout
+    lines = examined.stdout.splitlines()
+    assert any(line.startswith("ok       api: ready at ") for line in lines)
+    assert any(line.startswith("ok       disk: ") for line in lines)
+
+
+def test_doctor_says_how_to_start_what_was_stopped(home: Path) -> None:
+    up = Up(home, "--port", "0")
+    try:
+        up.wait_until_ready()
+        assert up.stop() == 0
+    finally:
+        up.clean_up()
+    examined = payouts("doctor", "--data-dir", str(up.data_dir))
+    assert examined.returncode == 1
+    assert f"run: payouts up --data-dir {up.data_dir}" in examined.stdout
+
+
 @pytest.mark.parametrize("name", ["secrets.json", "settings.json"])
 def test_files_with_secrets_are_the_owners_only(running: Up, name: str) -> None:
     status = (running.data_dir / name).stat()
