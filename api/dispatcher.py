@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 _SWEEP_S = 0.1
 _POLL_S = 0.05
 """The shortest wait, so that deadlines which pass one after another are handed over together."""
-PROBE_AFTER_S = 10.0
+_PROBE_AFTER_S = 10.0
 _PROBE_TIMEOUT_S = 15.0
 
 
@@ -128,8 +128,8 @@ class Dispatcher:
     async def keep_probing(self) -> None:
         """Find out, for ever, whether a worker consumes while no call tells it."""
         while True:
-            await asyncio.sleep(max(PROBE_AFTER_S - self.round_trip_age_s, 1))
-            if self.round_trip_age_s >= PROBE_AFTER_S:
+            await asyncio.sleep(max(_PROBE_AFTER_S - self.round_trip_age_s, 1))
+            if self.round_trip_age_s >= _PROBE_AFTER_S:
                 await self.probe(_PROBE_TIMEOUT_S)
 
     @property
