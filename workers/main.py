@@ -17,17 +17,22 @@ from core.garbage import spare_what_stays
 from core.logs import Logs
 from core.messages import BatchCodec
 from core.settings import Settings, SettingsError, load_settings
+from core.tracing import is_wanted, start_tracing, warn_where_missing
 from workers.app import create_celery
 from workers.batches import PayoutBatchWorker, register_batch_tasks
 from workers.locks import BusinessLocks
 from workers.results import ReplyBackend
 from workers.schedule import PeriodicTasks
 from workers.tasks import BatchProcessor, register_tasks
+from workers.tracing import trace_tasks
 
 
 def create_worker(settings: Settings) -> Celery:
     """Wire a worker. Nothing connects before the first task."""
     celery = create_celery(settings)
+    if is_wanted():
+        start_tracing(_name_process(sys.argv))
+        trace_tasks(celery)
     client = Redis.from_url(
         settings.redis_url,
         socket_timeout=settings.redis_timeout_s,
@@ -49,6 +54,7 @@ def _set_up_logging(**_: object) -> None:
     Logs.configure(_name_process(sys.argv), log_format=settings.log_format, log_level=settings.log_level)
     for name in ("celery.worker.strategy", "celery.app.trace", "celery.beat"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    warn_where_missing()
 
 
 def _name_process(arguments: list[str]) -> str:
