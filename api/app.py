@@ -33,6 +33,7 @@ from api.replies import Replies
 from api.request_log import RequestLines, RequestLog, note_of
 from api.responses import Refusal
 from api.settler import Settler
+from api.tracing import make_plugin
 from api.traffic import count_requests
 from api.transactions import transaction_routes
 from core.database import Database, describe_error
@@ -42,8 +43,10 @@ from core.logs import Logs, about
 from core.messages import BatchCodec
 from core.revision import wait_for_schema
 from core.settings import Settings, load_settings, warn_of_unknown_variables
-from workers.app import create_celery
+from core.tracing import is_wanted, start_tracing, warn_where_missing
+from workers.app import ALLOCATE_TASK, PAY_CHUNK_TASK, create_celery
 from workers.startup import wait_for_broker, wait_for_redis
+from workers.tracing import make_batch_tracing, trace_tasks
 
 logger = logging.getLogger(__name__)
 
@@ -62,8 +65,10 @@ _REFUSAL_BY_STATUS = {
 }
 
 
-def create_app(settings: Settings) -> Litestar:
+def create_app(settings: Settings, *, with_traces: bool = False) -> Litestar:
     """Make the application with everything it needs."""
+    if with_traces:
+        start_tracing("web")
     database = Database.from_settings(settings)
     redis = Redis.from_url(
         settings.redis_url,
@@ -79,6 +84,9 @@ def create_app(settings: Settings) -> Litestar:
         prefix,
         threads=settings.in_flight_max * 2,
     )
+    if with_traces:
+        trace_tasks(celery, sent_names=[ALLOCATE_TASK, PAY_CHUNK_TASK])
+        publisher.trace(*make_batch_tracing())
     replies = Replies(redis, prefix)
     authenticator = Authenticator(database, timeout_s=settings.settle_timeout_s)
     limiter = RateLimiter(settings)
@@ -134,18 +142,21 @@ def create_app(settings: Settings) -> Litestar:
         body_max_bytes=settings.request_body_max_bytes,
         look_up_timeout_s=settings.settle_timeout_s,
     )
+    handlers = [
+        create_payout,
+        balance_route(calls),
+        *payout_hash_routes(threads),
+        *payout_user_routes(calls, lists),
+        *transaction_routes(calls, lists),
+        *batch_routes(calls, lists, intake, settings.hash_secret_bytes),
+        *health_routes(readiness),
+        metrics_route(exporter),
+        openapi_route(),
+    ]
+    lines = RequestLines(path for handler in handlers for path in handler.paths)
     app = Litestar(
-        [
-            create_payout,
-            balance_route(calls),
-            *payout_hash_routes(threads),
-            *payout_user_routes(calls, lists),
-            *transaction_routes(calls, lists),
-            *batch_routes(calls, lists, intake, settings.hash_secret_bytes),
-            *health_routes(readiness),
-            metrics_route(exporter),
-            openapi_route(),
-        ],
+        handlers,
+        plugins=[make_plugin(lines.mask)] if with_traces else [],
         lifespan=[lifespan],
         before_send=[add_rate_limit],
         exception_handlers={HTTPException: _answer_http_exception, Exception: _answer_unexpected},
@@ -185,7 +196,7 @@ def create_app_from_environment() -> ASGIApp:
     except UserError as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(error.exit_code)
-    return add_request_log(create_app(settings), settings)
+    return add_request_log(create_app(settings, with_traces=is_wanted()), settings)
 
 
 def add_request_log(app: Litestar, settings: Settings) -> ASGIApp:
@@ -194,6 +205,7 @@ def add_request_log(app: Litestar, settings: Settings) -> ASGIApp:
     writer = Logs.configure_in_background(
         "web", log_format=settings.log_format, log_level=settings.log_level, format_other=lines.format
     )
+    warn_where_missing()
     is_logged = settings.access_log and settings.log_level in {"debug", "info"}
     return RequestLog(app, writer if is_logged else None, with_probes=settings.log_level == "debug")
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import copy_context
 from uuid import UUID
 
 from celery import Celery
@@ -82,7 +83,15 @@ class BatchIntake:
         # Whoever works on it looks at the time itself: a thread that nobody waits for would go on to accept.
         deadline = time.monotonic() + self._timeout_s
         return await asyncio.get_running_loop().run_in_executor(
-            self._executor, self._accept, identity, body, written_as, idempotency_key, deadline
+            # In the call's context, so that its trace goes on in the thread.
+            self._executor,
+            copy_context().run,
+            self._accept,
+            identity,
+            body,
+            written_as,
+            idempotency_key,
+            deadline,
         )
 
     def close(self) -> None:

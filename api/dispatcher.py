@@ -53,6 +53,7 @@ class Dispatcher:
         self._publisher = publisher
         self._replies = replies
         self._settler = settler
+        self._take_span = publisher.take_span
         self._waiting = WaitingList()
         self._callers = 0
         self._in_flight = 0
@@ -78,6 +79,8 @@ class Dispatcher:
             raise TooManyWaitingError
         loop = asyncio.get_running_loop()
         pending = Pending(allocation, loop.create_future(), loop.time() + self._settings.reply_timeout_s)
+        if self._take_span is not None:
+            pending.span = self._take_span()
         self._callers += 1
         try:
             self._waiting.add(pending)
@@ -237,7 +240,11 @@ class Dispatcher:
     async def _publish(self, task_id: str, undecided: list[Pending]) -> None:
         """Send a batch, and wait for that no longer than until it would be sent again."""
         publishing = asyncio.create_task(
-            self._publisher.publish(task_id, [pending.allocation for pending in undecided])
+            self._publisher.publish(
+                task_id,
+                [pending.allocation for pending in undecided],
+                [pending.span for pending in undecided if pending.span is not None],
+            )
         )
         await asyncio.wait([publishing], timeout=self._settings.resend_after_s)
 

@@ -3,8 +3,10 @@
 import asyncio
 import logging
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 from celery import Celery
 
@@ -29,17 +31,27 @@ class Publisher:
         self._celery = celery
         self._codec = codec
         self._instance_prefix = instance_prefix
+        self.take_span: Callable[[], Any] | None = None
+        """Returns the span of the call that is being served, where there are traces."""
+        self._continue_traces: Callable[[Sequence[Any]], AbstractContextManager[None]] = lambda _: nullcontext()
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="publish")
 
     def make_task_id(self) -> str:
         """Return a task id never used before: a result is published only once for each."""
         return self._instance_prefix + new_id().hex
 
-    async def publish(self, task_id: str, allocations: Sequence[Allocation]) -> None:
+    def trace(
+        self, take_span: Callable[[], Any], continue_traces: Callable[[Sequence[Any]], AbstractContextManager[None]]
+    ) -> None:
+        """Have batches continue the traces of their calls."""
+        self.take_span = take_span
+        self._continue_traces = continue_traces
+
+    async def publish(self, task_id: str, allocations: Sequence[Allocation], spans: Sequence[Any] = ()) -> None:
         """Send a batch. An error is only logged: it does not mean that the batch was not sent."""
         loop = asyncio.get_running_loop()
         try:
-            await loop.run_in_executor(self._executor, self._send, task_id, allocations)
+            await loop.run_in_executor(self._executor, self._send, task_id, allocations, QUEUE, spans)
         except Exception as error:  # noqa: BLE001 (kombu lets the errors of every transport through)
             metrics.PUBLISH_ERRORS.inc()
             logger.warning(
@@ -53,7 +65,13 @@ class Publisher:
         """Send a batch of nothing to a queue: who carries it out consumes, and can open our messages."""
         self._send(task_id, (), queue=queue)
 
-    def _send(self, task_id: str, allocations: Sequence[Allocation], queue: str = QUEUE) -> None:
+    def _send(
+        self, task_id: str, allocations: Sequence[Allocation], queue: str = QUEUE, spans: Sequence[Any] = ()
+    ) -> None:
+        with self._continue_traces(spans):
+            self._send_task(task_id, allocations, queue)
+
+    def _send_task(self, task_id: str, allocations: Sequence[Allocation], queue: str) -> None:
         businesses = len({allocation.business_id for allocation in allocations})
         self._celery.send_task(
             ALLOCATE_TASK,

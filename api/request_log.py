@@ -121,7 +121,7 @@ class RequestLines:
 
     def format(self, formatter: LineFormatter, note: RequestNote) -> str:
         """Return a note's line."""
-        path = note.path if note.path in self._paths else self._mask(note.path)
+        path = self.mask(note.path)
         line = _Line(
             format_time(note.time),
             "warning" if note.status >= 500 else "info",
@@ -145,8 +145,10 @@ class RequestLines:
         fields = {name: getattr(line, name) for name in _TEXT_FIELDS}
         return formatter.line(note.time, line.level.upper(), __name__, line.message, fields)
 
-    def _mask(self, path: str) -> str:
+    def mask(self, path: str) -> str:
         """Return a path without what is neither a word of ours nor an id: callers put secrets anywhere."""
+        if path in self._paths:
+            return path
         return "/".join(part if part in self._words or _ID.match(part) else _HIDDEN for part in path.split("/"))
 
 

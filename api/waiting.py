@@ -4,6 +4,7 @@ import asyncio
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 from uuid import UUID
 
 from core.messages import Allocation, Outcome
@@ -19,6 +20,9 @@ class Pending:
     """The deadline by the event loop's clock, for all waiting in this process: that clock never steps."""
     refusal: Outcome | None = None
     """What a worker answered while another copy was still under way: true only if that copy does nothing."""
+
+    span: Any = None
+    """The span of the caller's request, where there are traces."""
 
     def answer(self, outcome: Outcome) -> None:
         """Tell the caller, unless it has been told or has gone."""

@@ -20,6 +20,7 @@ from core.logs import Logs
 from core.messages import BatchCodec
 from core.revision import wait_for_schema
 from core.settings import Settings, load_settings, warn_of_unknown_variables
+from core.tracing import is_wanted, start_tracing, warn_where_missing
 from workers import metrics
 from workers.app import create_celery
 from workers.batches import PayoutBatchWorker, register_batch_tasks
@@ -28,12 +29,16 @@ from workers.results import ReplyBackend
 from workers.schedule import PeriodicTasks
 from workers.startup import wait_for_broker, wait_for_redis
 from workers.tasks import BatchProcessor, register_tasks
+from workers.tracing import trace_tasks
 from workers.verification import BooksVerifier, register_verification_task
 
 
 def create_worker(settings: Settings) -> Celery:
     """Wire a worker. Nothing connects before the first task."""
     celery = create_celery(settings)
+    if is_wanted():
+        start_tracing(_name_process(sys.argv))
+        trace_tasks(celery)
     client = Redis.from_url(
         settings.redis_url,
         socket_timeout=settings.redis_timeout_s,
@@ -57,6 +62,7 @@ def _set_up_logging(**_: object) -> None:
     Logs.configure(_name_process(sys.argv), log_format=settings.log_format, log_level=settings.log_level)
     for name in ("celery.worker.strategy", "celery.app.trace", "celery.beat"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    warn_where_missing()
 
 
 def _name_process(arguments: list[str]) -> str:
