@@ -9,7 +9,6 @@ from typing import Any
 
 from litestar import Litestar, Request, Response
 from litestar.exceptions import HTTPException
-from redis.asyncio import Redis
 
 from api import payouts, responses
 from api.authentication import Authenticator
@@ -39,6 +38,7 @@ from core.messages import BatchCodec
 from core.revision import wait_for_schema
 from core.settings import Settings, load_settings
 from workers.app import create_celery
+from workers.servers import open_async_redis
 
 logger = logging.getLogger(__name__)
 
@@ -60,11 +60,7 @@ _REFUSAL_BY_STATUS = {
 def create_app(settings: Settings) -> Litestar:
     """Make the application with everything it needs."""
     database = Database.from_settings(settings)
-    redis = Redis.from_url(
-        settings.redis_url,
-        socket_timeout=settings.redis_timeout_s,
-        socket_connect_timeout=settings.redis_timeout_s,
-    )
+    redis = open_async_redis(settings)
     celery = create_celery(settings)
     clock = DatabaseClock(database)
     prefix = make_instance_prefix()
@@ -73,6 +69,7 @@ def create_app(settings: Settings) -> Litestar:
         BatchCodec(settings.hash_secret_bytes),
         prefix,
         threads=settings.in_flight_max * 2,
+        expires_after_s=settings.reply_timeout_s,
     )
     replies = Replies(redis, prefix)
     authenticator = Authenticator(database, timeout_s=settings.settle_timeout_s)

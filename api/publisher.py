@@ -21,12 +21,24 @@ def make_instance_prefix() -> str:
 
 
 class Publisher:
-    """Publishes batches as Celery tasks whose ids begin with this process's own prefix."""
+    """Publishes batches as Celery tasks whose ids begin with this process's own prefix.
 
-    def __init__(self, celery: Celery, codec: BatchCodec, instance_prefix: str, *, threads: int) -> None:
+    RabbitMQ drops a batch that nobody took for `expires_after_s`, by when its deadline has passed.
+    """
+
+    def __init__(
+        self,
+        celery: Celery,
+        codec: BatchCodec,
+        instance_prefix: str,
+        *,
+        threads: int,
+        expires_after_s: float | None = None,
+    ) -> None:
         self._celery = celery
         self._codec = codec
         self._instance_prefix = instance_prefix
+        self._expires_after_s = expires_after_s
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="publish")
 
     def make_task_id(self) -> str:
@@ -49,6 +61,7 @@ class Publisher:
             task_id=task_id,
             argsrepr=f"{len(allocations)} allocations, {businesses} businesses",
             kwargsrepr="{}",
+            expiration=self._expires_after_s,
         )
 
     def close(self) -> None:

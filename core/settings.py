@@ -3,12 +3,12 @@
 import os
 from collections.abc import Mapping
 from typing import Annotated, Any, get_type_hints
-from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta
 
 from core.errors import UserError
+from core.server_urls import UrlError, check_url
 
 PREFIX = "PAYOUTS_"
 HASH_SECRET_CHARACTERS_MIN = 32
@@ -34,8 +34,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Every setting, with its unit in its name. README's table has these descriptions."""
 
     database_url: Annotated[str, Meta(description="PostgreSQL 18, as `postgresql://user:password@host/name`")]
-    redis_url: Annotated[str, Meta(description="Redis or Valkey for locks and replies, as `redis://` or `rediss://`")]
-    broker_url: Annotated[str, Meta(description="Celery's broker; the same as `PAYOUTS_REDIS_URL` if not set")] = ""
+    redis_url: Annotated[
+        str,
+        Meta(description="Redis or Valkey for locks and replies, as `redis://`, `rediss://` or `redis+sentinel://`"),
+    ]
+    broker_url: Annotated[
+        str,
+        Meta(description="Celery's broker, `amqp://` or `amqps://` too; the same as `PAYOUTS_REDIS_URL` if not set"),
+    ] = ""
     hash_secret: Annotated[
         str,
         Meta(
@@ -83,7 +89,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         _seconds("a worker waits this long for another's Redis locks, then goes on without"),
     ] = 1.0
     lock_ttl_s: Annotated[float, _seconds("a Redis lock whose worker died ends after this")] = 2.5
-    redis_timeout_s: Annotated[float, _seconds("longest wait on one Redis or broker operation")] = 0.5
+    redis_timeout_s: Annotated[
+        float, _seconds("longest wait on one Redis operation; RabbitMQ has `PAYOUTS_RESEND_AFTER_S`")
+    ] = 0.5
     database_connect_timeout_s: Annotated[
         int, Meta(ge=2, description="longest wait for one connection to PostgreSQL")
     ] = 2
@@ -106,8 +114,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
 _SCHEMES = {
     "database_url": ("postgresql://", "postgres://"),
-    "redis_url": ("redis://", "rediss://"),
-    "broker_url": ("redis://", "rediss://", "amqp://", "amqps://", "redis+socket://"),
+    "redis_url": ("redis://", "rediss://", "redis+sentinel://", "rediss+sentinel://"),
+    "broker_url": (
+        *("redis://", "rediss://", "redis+sentinel://", "rediss+sentinel://"),
+        *("amqp://", "amqps://", "redis+socket://"),
+    ),
 }
 _SECRETS = {*_SCHEMES, "hash_secret"}
 
@@ -165,15 +176,11 @@ def check_database_url(url: str) -> str:
 
 
 def _find_wrong_url(setting: str, url: str) -> str | None:
-    schemes = _SCHEMES[setting]
     try:
-        is_url = url.startswith(schemes) and urlsplit(url).port != 0
-    except ValueError:
-        is_url = False
-    if is_url:
-        return None
-    expected = f"a URL that starts with {' or '.join(schemes)}, with a number for a port"
-    return f"{variable_name(setting)}: its value does not fit: Expected {expected}"
+        check_url(url, _SCHEMES[setting])
+    except UrlError as error:
+        return f"{variable_name(setting)}: its value does not fit: {error}"
+    return None
 
 
 def _description(hint: Any) -> str:

@@ -7,9 +7,6 @@ import warnings
 from celery import Celery
 from celery.exceptions import SecurityWarning
 from celery.signals import after_setup_logger, worker_ready
-from redis import Redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from core.database import Database
 from core.garbage import spare_what_stays
@@ -20,20 +17,15 @@ from workers.batches import PayoutBatchWorker, register_batch_tasks
 from workers.locks import BusinessLocks
 from workers.results import ReplyBackend
 from workers.schedule import PeriodicTasks
+from workers.servers import open_redis
 from workers.tasks import BatchProcessor, register_tasks
 
 
 def create_worker(settings: Settings) -> Celery:
     """Wire a worker. Nothing connects before the first task."""
     celery = create_celery(settings)
-    client = Redis.from_url(
-        settings.redis_url,
-        socket_timeout=settings.redis_timeout_s,
-        socket_connect_timeout=settings.redis_timeout_s,
-        retry=Retry(NoBackoff(), 1),
-    )
     database = Database.from_settings(settings)
-    locks = BusinessLocks(client, ttl_s=settings.lock_ttl_s, wait_s=settings.lock_wait_s)
+    locks = BusinessLocks(open_redis(settings, retries=1), ttl_s=settings.lock_ttl_s, wait_s=settings.lock_wait_s)
     processor = BatchProcessor(database, locks, settings.hash_secret_bytes)
     register_tasks(celery, BatchCodec(settings.hash_secret_bytes), processor)
     register_batch_tasks(celery, PayoutBatchWorker(celery, database, locks), settings.batch_stalled_after_s)
