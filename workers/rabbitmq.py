@@ -9,10 +9,12 @@ from amqp.exceptions import AMQPError, RecoverableConnectionError
 from kombu.transport import pyamqp
 
 _BROKEN = (OSError, AMQPError)
+_ANSWER_WITHIN_S = 5.0
+"""A quorum queue has no leader for a moment after its node was killed, and consumers have to wait for it."""
 
 
 class _BoundedWait:
-    """Waits for the broker's answer no longer than for a connection; afterwards the connection is of no use."""
+    """Waits for the broker's answer for a bounded time; afterwards the connection is of no use."""
 
     connection: Any
 
@@ -20,9 +22,7 @@ class _BoundedWait:
         """Wait for one of some methods."""
         connection = self.connection
         try:
-            return super().wait(  # type: ignore[misc]
-                method, callback, timeout or connection.connect_timeout, returns_tuple
-            )
+            return super().wait(method, callback, timeout or _ANSWER_WITHIN_S, returns_tuple)  # type: ignore[misc]
         except TimeoutError:
             connection.collect()
             raise RecoverableConnectionError("no answer") from None  # noqa: EM101
@@ -61,7 +61,7 @@ class Channel(_BoundedWait, pyamqp.Channel):
         connection = self.connection
         if connection is None:
             raise RecoverableConnectionError("connection closed")  # noqa: EM101
-        kwargs["timeout"] = kwargs.get("timeout") or connection.connect_timeout
+        kwargs["timeout"] = kwargs["confirm_timeout"] = connection.connect_timeout
         try:
             return super().basic_publish_confirm(*args, **kwargs)
         except _BROKEN:

@@ -2,8 +2,11 @@
 
 import asyncio
 import json
+import os
 import socket
 import ssl
+import subprocess
+import sys
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +21,7 @@ from redis import Redis, RedisError
 from api.embedded import EmbeddedValkey
 from api.rate_limit import RateLimiter
 from core.settings import Settings, load_settings
+from tests.chaos.cluster import PROCFILE
 from tests.servers import HASH_SECRET
 from tests.tls import forward, make_authority, run_tls_in_front_of
 from workers.app import ALLOCATE_TASK, QUEUE, create_celery
@@ -239,3 +243,24 @@ def test_tls_is_checked_and_the_same_for_broker_replies_locks_and_limits(
                 asyncio.run(ask_on_the_event_loop(untrusted))
             with pytest.raises(OperationalError, match="certificate"):
                 create_celery(untrusted).connection_for_write().default_channel.client.ping()
+
+
+def test_worker_ends_with_one_line_where_redis_refuses_its_password(valkey: EmbeddedValkey) -> None:
+    result = subprocess.run(
+        PROCFILE["worker"],
+        shell=True,
+        env={
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PAYOUTS_DATABASE_URL": "postgresql://nobody@127.0.0.1/nothing",
+            "PAYOUTS_REDIS_URL": f"redis://:another-password@127.0.0.1:{valkey.port}/0",
+            "PAYOUTS_HASH_SECRET": HASH_SECRET,
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=60,
+    )
+    [line] = [line for line in result.stdout.splitlines() if line]
+    assert result.returncode == 1
+    assert "the broker refuses the user, the password or the virtual host; see PAYOUTS_BROKER_URL" in line
+    assert "another-password" not in line
