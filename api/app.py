@@ -10,7 +10,6 @@ from typing import Any
 from litestar import Litestar, Request, Response
 from litestar.exceptions import HTTPException
 from litestar.types import ASGIApp
-from redis.asyncio import Redis
 
 from api import payouts, responses
 from api.authentication import Authenticator
@@ -45,6 +44,7 @@ from core.revision import wait_for_schema
 from core.settings import Settings, load_settings, warn_of_unknown_variables
 from core.tracing import is_wanted, start_tracing, warn_where_missing
 from workers.app import ALLOCATE_TASK, PAY_CHUNK_TASK, create_celery
+from workers.servers import open_async_redis
 from workers.startup import wait_for_broker, wait_for_redis
 from workers.tracing import make_batch_tracing, trace_tasks
 
@@ -70,11 +70,7 @@ def create_app(settings: Settings, *, with_traces: bool = False) -> Litestar:
     if with_traces:
         start_tracing("web")
     database = Database.from_settings(settings)
-    redis = Redis.from_url(
-        settings.redis_url,
-        socket_timeout=settings.redis_timeout_s,
-        socket_connect_timeout=settings.redis_timeout_s,
-    )
+    redis = open_async_redis(settings)
     celery = create_celery(settings)
     clock = DatabaseClock(database)
     prefix = make_instance_prefix()
@@ -83,6 +79,7 @@ def create_app(settings: Settings, *, with_traces: bool = False) -> Litestar:
         BatchCodec(settings.hash_secret_bytes),
         prefix,
         threads=settings.in_flight_max * 2,
+        expires_after_s=settings.reply_timeout_s,
     )
     if with_traces:
         trace_tasks(celery, sent_names=[ALLOCATE_TASK, PAY_CHUNK_TASK])

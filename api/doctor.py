@@ -19,7 +19,6 @@ import redis
 import rich_click as click
 import sqlalchemy as sa
 from celery import Celery
-from redis.asyncio import Redis
 from sqlalchemy import Connection
 
 from api.data_dir import DEFAULT_DATA_DIR, DataDir
@@ -30,6 +29,7 @@ from core.logs import Logs
 from core.messages import BatchCodec
 from core.revision import REQUIRED_REVISION, read_revision
 from core.settings import FILE_SUFFIX, Settings, SettingsError, find_unknown_variables, load_settings, variable_name
+from core.startup import address_of
 from workers.app import (
     BATCHES_QUEUE,
     PERIODIC_RUN_KEY,
@@ -39,6 +39,7 @@ from workers.app import (
     periodic_run_noted_s,
 )
 from workers.queues import QueueWatch
+from workers.servers import open_async_redis, open_redis
 
 _ROUND_TRIP_TIMEOUT_S = 8.0
 _ROUND_TRIPS = 3
@@ -280,10 +281,8 @@ def _examine_connections(left: int) -> Finding:
 
 def _check_redis(settings: Settings) -> list[Finding]:
     place = _place_of(settings.redis_url, 6379)
-    wait_s = settings.redis_timeout_s
     try:
-        client = redis.Redis.from_url(settings.redis_url, socket_timeout=wait_s, socket_connect_timeout=wait_s)
-        with client:
+        with open_redis(settings, retries=0) as client:
             client.ping()
             latency_s = min(_time(client.ping) for _ in range(5))
             return _examine_redis(client.info(), place, latency_s)
@@ -341,13 +340,15 @@ def _check_broker(celery: Celery, settings: Settings) -> Finding:
 
 async def _check_queues(settings: Settings, celery: Celery) -> list[Finding]:
     """Send a batch of nothing through each of the real queues, and wait for the worker's reply."""
-    client = Redis.from_url(
-        settings.redis_url,
-        socket_timeout=settings.redis_timeout_s,
-        socket_connect_timeout=settings.redis_timeout_s,
-    )
+    client = open_async_redis(settings)
     prefix = make_instance_prefix()
-    publisher = Publisher(celery, BatchCodec(settings.hash_secret_bytes), prefix, threads=1)
+    publisher = Publisher(
+        celery,
+        BatchCodec(settings.hash_secret_bytes),
+        prefix,
+        threads=1,
+        expires_after_s=_ROUND_TRIP_TIMEOUT_S,
+    )
     replies = Replies(client, prefix)
     listening = asyncio.create_task(replies.listen())
     try:
@@ -404,7 +405,7 @@ def _check_beat(settings: Settings, *, has_batches_worker: bool) -> Finding:
     every_s = settings.batch_stalled_after_s
     give_up_at = time.monotonic() + min(every_s + 3, _BEAT_WAIT_MAX_S)
     left_ms = -2
-    with redis.Redis.from_url(settings.redis_url, socket_timeout=settings.redis_timeout_s) as client:
+    with open_redis(settings, retries=0) as client:
         while left_ms < 0 and time.monotonic() < give_up_at:
             with suppress(redis.RedisError):
                 left_ms = int(client.pttl(PERIODIC_RUN_KEY))
@@ -455,6 +456,6 @@ def _place_of(url: str, port: int | None) -> str:
         parts = urlsplit(url)
         shown_port = parts.port or port
     except ValueError:
-        return "its address"
+        return address_of(url)
     host = parts.hostname or ("a unix socket" if port is not None else "its address")
     return host if host == "a unix socket" or shown_port is None else f"{host}:{shown_port}"

@@ -25,15 +25,27 @@ def make_instance_prefix() -> str:
 
 
 class Publisher:
-    """Publishes batches as Celery tasks whose ids begin with this process's own prefix."""
+    """Publishes batches as Celery tasks whose ids begin with this process's own prefix.
 
-    def __init__(self, celery: Celery, codec: BatchCodec, instance_prefix: str, *, threads: int) -> None:
+    RabbitMQ drops a batch that nobody took for `expires_after_s`, by when its deadline has passed.
+    """
+
+    def __init__(
+        self,
+        celery: Celery,
+        codec: BatchCodec,
+        instance_prefix: str,
+        *,
+        threads: int,
+        expires_after_s: float | None = None,
+    ) -> None:
         self._celery = celery
         self._codec = codec
         self._instance_prefix = instance_prefix
         self.take_span: Callable[[], Any] | None = None
         """Returns the span of the call that is being served, where there are traces."""
         self._continue_traces: Callable[[Sequence[Any]], AbstractContextManager[None]] = lambda _: nullcontext()
+        self._expires_after_s = expires_after_s
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="publish")
 
     def make_task_id(self) -> str:
@@ -83,6 +95,7 @@ class Publisher:
             kwargsrepr="{}",
             # For the log of a worker that cannot open the message.
             headers={NAMES_HEADER: name_allocations(allocations)},
+            expiration=self._expires_after_s,
         )
 
     def close(self) -> None:

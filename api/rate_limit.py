@@ -11,6 +11,7 @@ from typing import Any
 from uuid import UUID
 
 from litestar.types import Message, Scope
+from redis.asyncio import Redis
 from throttled.asyncio import Throttled, rate_limiter, store
 from throttled.exceptions import StoreUnavailableError
 
@@ -19,11 +20,24 @@ from api.responses import Refusal
 from core import metrics
 from core.ids import IdKind, format_id
 from core.settings import Settings
+from workers.servers import open_async_redis
 
 logger = logging.getLogger(__name__)
 
 _HEADERS = "payouts.rate_limit"
 _AGAIN_AFTER_S = 1.0
+_FACTORY = f"{__name__}.RedisFactory"
+
+
+class RedisFactory:
+    """Gives the limiter a client such as all others use, Sentinels included."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self._settings: Settings = options["SETTINGS"]
+
+    def connect(self, _: str | None = None) -> Redis:
+        """Make the client."""
+        return open_async_redis(self._settings, retries=0)
 
 
 class RateLimiter:
@@ -39,13 +53,7 @@ class RateLimiter:
         self._throttled = Throttled(
             using="gcra",
             quota=rate_limiter.per_sec(settings.rate_limit_per_s, burst=burst),
-            store=store.RedisStore(
-                server=settings.redis_url,
-                options={
-                    "SOCKET_TIMEOUT": settings.redis_timeout_s,
-                    "SOCKET_CONNECT_TIMEOUT": settings.redis_timeout_s,
-                },
-            ),
+            store=store.RedisStore(options={"CONNECTION_FACTORY_CLASS": _FACTORY, "SETTINGS": settings}),
         )
 
     async def take(self, api_key_id: UUID, scope: Any) -> Refusal | None:

@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Meta
 
 from core.errors import UserError
+from core.server_urls import UrlError, check_url
 from core.weak_secrets import find_weakness
 
 PREFIX = "PAYOUTS_"
@@ -48,8 +49,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = "development"
     database_url: Annotated[str, Meta(description="PostgreSQL 18, as `postgresql://user:password@host/name`")]
     database_password: Annotated[str, Meta(description="the password, where the URL has none; in any characters")] = ""
-    redis_url: Annotated[str, Meta(description="Redis or Valkey for locks and replies, as `redis://` or `rediss://`")]
-    broker_url: Annotated[str, Meta(description="Celery's broker; the same as `PAYOUTS_REDIS_URL` if not set")] = ""
+    redis_url: Annotated[
+        str,
+        Meta(description="Redis or Valkey for locks and replies, as `redis://`, `rediss://` or `redis+sentinel://`"),
+    ]
+    broker_url: Annotated[
+        str,
+        Meta(description="Celery's broker, `amqp://` or `amqps://` too; the same as `PAYOUTS_REDIS_URL` if not set"),
+    ] = ""
     hash_secret: Annotated[
         str,
         Meta(
@@ -97,7 +104,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         _seconds("a worker waits this long for another's Redis locks, then goes on without"),
     ] = 1.0
     lock_ttl_s: Annotated[float, _seconds("a Redis lock whose worker died ends after this")] = 2.5
-    redis_timeout_s: Annotated[float, _seconds("longest wait on one Redis or broker operation")] = 0.5
+    redis_timeout_s: Annotated[
+        float, _seconds("longest wait on one Redis operation; RabbitMQ has `PAYOUTS_RESEND_AFTER_S`")
+    ] = 0.5
     database_connect_timeout_s: Annotated[
         int, Meta(ge=2, description="longest wait for one connection to PostgreSQL")
     ] = 2
@@ -168,8 +177,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
 _SCHEMES = {
     "database_url": ("postgresql://", "postgres://"),
-    "redis_url": ("redis://", "rediss://"),
-    "broker_url": ("redis://", "rediss://", "amqp://", "amqps://", "redis+socket://"),
+    "redis_url": ("redis://", "rediss://", "redis+sentinel://", "rediss+sentinel://"),
+    "broker_url": (
+        *("redis://", "rediss://", "redis+sentinel://", "rediss+sentinel://"),
+        *("amqp://", "amqps://", "redis+socket://"),
+    ),
 }
 SECRETS = (*_SCHEMES, "database_password", "hash_secret", "flower_password")
 """Never shown; each may be given as the path of a file, too."""
@@ -314,9 +326,9 @@ def _read_values(environment: Mapping[str, str], required: Collection[str]) -> t
         except msgspec.ValidationError:
             mistakes.append(f"{source}: {shown} does not fit: expected {_expected(hint)}")
             continue
-        if name in _SCHEMES and not _is_url(name, text):
+        if name in _SCHEMES and (problem := _find_wrong_url(name, text)):
             del values[name]
-            mistakes.append(f"{source}: {shown} does not fit: expected {_expected_url(name)}")
+            mistakes.append(f"{source}: {shown} does not fit: {problem}")
     if "database_password" in values and "database_url" in values:
         if urlsplit(values["database_url"]).password is not None:
             both = f"{variable_name('database_password')} and the one in {variable_name('database_url')}"
@@ -336,15 +348,12 @@ def _add_password(url: str, password: str) -> str:
     return f"{url}{'&' if '?' in url else '?'}password={quoted}"
 
 
-def _is_url(setting: str, url: str) -> bool:
+def _find_wrong_url(setting: str, url: str) -> str | None:
     try:
-        return url.startswith(_SCHEMES[setting]) and urlsplit(url).port != 0
-    except ValueError:
-        return False
-
-
-def _expected_url(setting: str) -> str:
-    return f"a URL that starts with {' or '.join(_SCHEMES[setting])}, with a number for a port"
+        check_url(url, _SCHEMES[setting])
+    except UrlError as error:
+        return str(error)
+    return None
 
 
 def _hints() -> dict[str, Any]:

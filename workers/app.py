@@ -1,13 +1,12 @@
 """The Celery application: what API and workers agree on. Nothing connects when it is made."""
 
-import ssl
 from uuid import UUID
 
 from celery import Celery
-from kombu.transport import TRANSPORT_ALIASES
 
 from core.ids import IdKind, format_id
 from core.settings import Settings
+from workers.servers import broker_configuration
 
 ALLOCATE_TASK = "payouts.allocate"
 QUEUE = "allocations"
@@ -26,27 +25,19 @@ VERDICT_KEY = "payouts:verdict"
 """Where in Redis the last verification of the books is, for whoever shows it."""
 _VERIFY_CHECK_EVERY_S = 60.0
 
-# By name, because kombu decides by the name whether to use TLS.
-TRANSPORT_ALIASES.update(dict.fromkeys(("redis", "rediss"), "workers.transport:Transport"))
-
 
 def create_celery(settings: Settings) -> Celery:
     """Make the Celery application; every wait on the broker or the result store is bounded."""
     celery = Celery("payouts")
     celery.conf.update(
-        broker_url=settings.broker_url,
-        # Delivery is at most once: the API publishes a batch again when no reply comes, and acknowledgements
-        # emulated on Redis can end a worker when the broker goes away.
-        broker_transport_options=_transport_options(settings) | {"ack_emulation": False},
-        broker_use_ssl=_tls_options(settings.broker_url),
-        redis_backend_use_ssl=_tls_options(settings.redis_url),
-        broker_connection_timeout=settings.redis_timeout_s,
+        **broker_configuration(settings),
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
         broker_pool_limit=settings.in_flight_max * 2,
         broker_pool_acquire_timeout=settings.redis_timeout_s,
         task_publish_retry=False,
-        result_backend=f"workers.results:ReplyBackend+{settings.redis_url}",
+        result_backend="workers.results:ReplyBackend",
+        payouts_settings=settings,
         result_expires=RESULT_EXPIRES_S,
         result_backend_transport_options={
             "retry_policy": {
@@ -56,8 +47,6 @@ def create_celery(settings: Settings) -> Celery:
                 "interval_max": 0.2,
             }
         },
-        redis_socket_timeout=settings.redis_timeout_s,
-        redis_socket_connect_timeout=settings.redis_timeout_s,
         # Everything else on the queue is refused.
         accept_content=["json"],
         result_accept_content=["json"],
@@ -77,8 +66,9 @@ def create_celery(settings: Settings) -> Celery:
 
 
 def _periodic_tasks(settings: Settings) -> dict[str, dict[str, object]]:
-    # Without an end: it would be by the clock of whoever sends, and clocks may be off.
-    options = {"ignore_result": True}
+    # `expires` would be by the clock of whoever sends, and clocks may be off; this is by the broker's own, where
+    # it is RabbitMQ.
+    options = {"ignore_result": True, "expiration": settings.batch_stalled_after_s}
     tasks = {
         "find stalled batches": {
             "task": FIND_STALLED_TASK,
@@ -115,21 +105,3 @@ def send_chunk(celery: Celery, business_id: UUID, batch_id: UUID, first: int) ->
         argsrepr=f"payout batch {format_id(IdKind.BATCH, batch_id)} from row {first}",
         kwargsrepr="{}",
     )
-
-
-def _tls_options(url: str) -> dict[str, object] | None:
-    """Ask for a valid certificate, unless the URL itself says otherwise (`?ssl_cert_reqs=none`)."""
-    return {"ssl_cert_reqs": ssl.CERT_REQUIRED} if url.startswith("rediss://") and "ssl_cert_reqs" not in url else None
-
-
-def _transport_options(settings: Settings) -> dict[str, object]:
-    if settings.broker_url.startswith("amqp"):
-        return {}
-    return {
-        "socket_timeout": settings.redis_timeout_s,
-        "socket_connect_timeout": settings.redis_timeout_s,
-        "max_retries": 0,
-        "interval_start": 0,
-        "interval_step": 0,
-        "interval_max": 0,
-    }

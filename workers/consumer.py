@@ -2,17 +2,24 @@
 
 import logging
 import re
-from collections.abc import Callable, Mapping
+import ssl
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from amqp.exceptions import AccessRefused, NotAllowed
+from celery.exceptions import WorkerShutdown
 from celery.worker import consumer
+from celery.worker.consumer.delayed_delivery import DelayedDelivery
 from kombu.message import Message
+from redis.exceptions import AuthenticationError
 
 from core import metrics
 from core.logs import NAMED_MAX, holds_secret
 from workers.app import NAMES_HEADER
 
 logger = logging.getLogger(__name__)
+
+_CONNECT_AGAIN_AFTER_S = 1.0
 
 
 _TASK_ID = re.compile(r"api-[0-9a-f]{16}-[0-9a-f]{32}\Z")
@@ -46,11 +53,42 @@ def _fits(pattern: re.Pattern[str], value: object) -> bool:
 class Consumer(consumer.Consumer):  # type: ignore[misc]
     """Celery's consumer; its own logs bodies, and ends the worker over a body that it cannot unpack."""
 
+    class Blueprint(consumer.Consumer.Blueprint):  # type: ignore[misc]
+        """Celery's steps, without the one that makes 28 queues for tasks with a time: we have none."""
+
+        default_steps = tuple(
+            step
+            for step in consumer.Consumer.Blueprint.default_steps
+            if not step.endswith(f":{DelayedDelivery.__name__}")
+        )
+
+    def ensure_connected(self, conn: Any) -> Any:
+        """Connect, trying again every second, not less and less often; end where trying again cannot help."""
+        ensure_connection = conn.ensure_connection
+
+        def ensure(errback: Callable[..., None], *args: Any, **kwargs: Any) -> Any:
+            def report(error: BaseException, interval_s: float) -> None:
+                _end_if_refused(error)
+                errback(error, interval_s)
+
+            return ensure_connection(report, *args, interval_start=_CONNECT_AGAIN_AFTER_S, interval_step=0, **kwargs)
+
+        conn.ensure_connection = ensure
+        try:
+            return super().ensure_connected(conn)
+        except Exception as error:
+            _end_if_refused(error)
+            raise
+
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Message], None]:
         """Wrap Celery's handler of one message."""
         handle = super().create_task_handler(*args, **kwargs)
 
         def handle_or_drop(message: Message) -> None:
+            if getattr(message, "was_delivered_before", False):
+                # It may have been carried out, and a refusal of it been answered. Whoever sent it sends it again.
+                self._drop(message, "it was delivered before")
+                return
             try:
                 handle(message)
             except (*self.connection_errors, *self.channel_errors):
@@ -81,3 +119,22 @@ class Consumer(consumer.Consumer):  # type: ignore[misc]
         logger.error("a message was dropped: %s", reason, extra={"fields": names_in(message.headers)})
         if not message.acknowledged:
             message.reject_log_error(logger, self.connection_errors)  # type: ignore[no-untyped-call]
+
+
+def _end_if_refused(error: BaseException) -> None:
+    """End the worker where the broker does not let us in, or cannot be trusted."""
+    for each in _causes(error):
+        if isinstance(each, (AccessRefused, NotAllowed, AuthenticationError)):
+            reason = "refuses the user, the password or the virtual host"
+        elif isinstance(each, ssl.SSLCertVerificationError):
+            reason = f"has a certificate that is not trusted ({each.verify_message})"
+        else:
+            continue
+        logger.critical("the broker %s; see PAYOUTS_BROKER_URL, or PAYOUTS_REDIS_URL if that is not set", reason)
+        raise WorkerShutdown(1)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

@@ -9,9 +9,6 @@ from typing import NoReturn
 from celery import Celery
 from celery.exceptions import SecurityWarning
 from celery.signals import beat_init, celeryd_after_setup, setup_logging, worker_ready
-from redis import Redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from core.database import Database
 from core.errors import UserError
@@ -27,6 +24,7 @@ from workers.batches import PayoutBatchWorker, register_batch_tasks
 from workers.locks import BusinessLocks
 from workers.results import ReplyBackend
 from workers.schedule import PeriodicTasks
+from workers.servers import open_redis
 from workers.startup import wait_for_broker, wait_for_redis
 from workers.tasks import BatchProcessor, register_tasks
 from workers.tracing import trace_tasks
@@ -39,12 +37,7 @@ def create_worker(settings: Settings) -> Celery:
     if is_wanted():
         start_tracing(_name_process(sys.argv))
         trace_tasks(celery)
-    client = Redis.from_url(
-        settings.redis_url,
-        socket_timeout=settings.redis_timeout_s,
-        socket_connect_timeout=settings.redis_timeout_s,
-        retry=Retry(NoBackoff(), 1),
-    )
+    client = open_redis(settings, retries=1)
     database = Database.from_settings(settings)
     locks = BusinessLocks(client, ttl_s=settings.lock_ttl_s, wait_s=settings.lock_wait_s)
     processor = BatchProcessor(database, locks, settings.hash_secret_bytes)

@@ -2,12 +2,15 @@
 
 import logging
 from collections import Counter
+from functools import cached_property
 from typing import Any
 
 from celery.backends.redis import RedisBackend
+from redis import Redis
 
 from core import metrics
 from core.messages import Outcome
+from workers.servers import open_redis
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +30,11 @@ class BatchReply:
 
 class ReplyBackend(RedisBackend):  # type: ignore[misc]
     """Celery's Redis backend for callers that listen to one channel pattern for all replies."""
+
+    @cached_property
+    def client(self) -> Redis:
+        """The client for replies; Celery tries again itself."""
+        return open_redis(self.app.conf.payouts_settings, retries=0)
 
     def on_task_call(self, producer: object, task_id: str) -> None:
         """Subscribe to nothing: the API has one pattern subscription, made before anything is published."""

@@ -1,4 +1,4 @@
-"""Celery's Redis transport, made to survive what others write to its queue, and to cost less."""
+"""Celery's Redis transport, made to survive what others write to its queue, to deliver once, and to cost less."""
 
 import logging
 import time
@@ -6,14 +6,38 @@ from typing import Any
 
 import msgspec
 from kombu.transport import redis, virtual
+from kombu.utils.json import dumps
+from redis.exceptions import ResponseError
 
 from core import metrics
+from workers.app import BATCHES_QUEUE, QUEUE
 
 SENT_AT_HEADER = "payouts_sent_at_us"
 """When a message was sent: microseconds since 1970 by the broker's clock, which is one for all who send and look."""
 _CLOCK_FRESH_FOR_S = 10.0
 
 logger = logging.getLogger(__name__)
+
+MESSAGES_MAX = 1_000
+"""In a queue; beyond, the oldest are dropped. They pile up while no worker runs, and are past their deadlines then."""
+_SERVER_KEY = "payouts:queue:server"
+
+# A server that comes back from its disk, or takes over as a replica, may still have messages that were taken already:
+# which is so where it is not the one that was consumed from before.
+_DISCARD_TAKEN = """
+local server = string.match(redis.call('INFO', 'server'), 'run_id:(%w+)')
+local before = redis.call('GET', KEYS[2])
+if before == server then
+    return 0
+end
+redis.call('SET', KEYS[2], server)
+if not before then
+    return 0
+end
+local count = redis.call('LLEN', KEYS[1])
+redis.call('DEL', KEYS[1])
+return count
+"""
 
 
 class UnreadableMessageError(Exception):
@@ -41,8 +65,22 @@ class _Envelope(msgspec.Struct):
 _envelope_decoder = msgspec.json.Decoder(_Envelope)
 
 
-class Channel(redis.Channel):
-    """kombu's channel; its own ends the worker over what is no message, and makes a client for each that it sends."""
+def _connect_for_receiving(connection: Any) -> None:
+    """Introduce ourselves to a server; first of all, discard what another one's consumers may have taken."""
+    connection.on_connect()
+    connection.send_command("EVAL", _DISCARD_TAKEN, 2, QUEUE, _SERVER_KEY, check_health=False)
+    try:
+        count = connection.read_response()
+    except ResponseError as error:
+        logger.error("a restarted broker may deliver messages again: %s", type(error).__name__)
+        return
+    if count:
+        logger.warning("the broker is another one, or was restarted: %d messages of before were dropped", count)
+
+
+class _ChannelMixin:
+    """Changes to kombu's channel; its own ends the worker over what is no message, and makes a client for each that
+    it sends."""
 
     Message = Message
     _publishing_client: Any = None
@@ -51,8 +89,11 @@ class Channel(redis.Channel):
 
     def read_oldest_age_s(self, queue: str) -> float | None:
         """Return how long ago the message was sent that is taken next; 0 without one, None where it does not say."""
-        keys = [self._q_for_pri(queue, priority) for priority in self.priority_steps]  # type: ignore[no-untyped-call]
-        with self.conn_or_acquire() as client, client.pipeline(transaction=False) as pipeline:
+        keys = [self._q_for_pri(queue, priority) for priority in self.priority_steps]  # type: ignore[attr-defined]
+        with (
+            self.conn_or_acquire() as client,  # type: ignore[attr-defined]
+            client.pipeline(transaction=False) as pipeline,
+        ):
             pipeline.time()
             for key in keys:
                 pipeline.lindex(key, -1)
@@ -64,34 +105,45 @@ class Channel(redis.Channel):
             return None
         return max(now_us - min(known), 0) / 1_000_000 if known else 0.0
 
-    def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
-        """Send a message, and in it the time."""
-        if isinstance(headers := message.get("headers"), dict):
-            headers[SENT_AT_HEADER] = self._broker_time_us()
-        super()._put(queue, message, **kwargs)  # type: ignore[no-untyped-call]
-
     def _broker_time_us(self) -> int:
         """Return the broker's time; it is asked now and then, since its clock may be set."""
         now = time.monotonic()
         if now - self._clock_read_at > _CLOCK_FRESH_FOR_S:
-            with self.conn_or_acquire() as client:
+            with self.conn_or_acquire() as client:  # type: ignore[attr-defined]
                 seconds, microseconds = client.time()
             self._clock_offset_us = seconds * 1_000_000 + microseconds - time.monotonic_ns() // 1000
             self._clock_read_at = now
         return time.monotonic_ns() // 1000 + self._clock_offset_us
 
+    def _connparams(self, asynchronous: bool = False) -> Any:
+        """Say how to connect."""
+        parameters = super()._connparams(asynchronous)  # type: ignore[misc]
+        return parameters | ({"redis_connect_func": _connect_for_receiving} if asynchronous else {})
+
+    def _put(self, queue: str, message: Any, **kwargs: Any) -> None:
+        """Send one message, and in it the time; where nobody takes them, keep the newest."""
+        if isinstance(headers := message.get("headers"), dict):
+            headers[SENT_AT_HEADER] = self._broker_time_us()
+        if queue not in {QUEUE, BATCHES_QUEUE}:
+            super()._put(queue, message, **kwargs)  # type: ignore[misc]
+            return
+        with self._create_client().pipeline(transaction=False) as pipeline:
+            pipeline.lpush(queue, dumps(message))  # type: ignore[no-untyped-call]
+            pipeline.ltrim(queue, 0, MESSAGES_MAX - 1)
+            pipeline.execute()
+
     def _create_client(self, asynchronous: bool = False) -> Any:
         """Return a client for what a caller is about to do; for sending, always the same one."""
         if asynchronous:
-            return super()._create_client(asynchronous=True)  # type: ignore[no-untyped-call]
+            return super()._create_client(asynchronous=True)  # type: ignore[misc]
         if self._publishing_client is None:
-            self._publishing_client = super()._create_client()  # type: ignore[no-untyped-call]
+            self._publishing_client = super()._create_client()  # type: ignore[misc]
         return self._publishing_client
 
     def _brpop_read(self, **options: Any) -> Any:
         """Receive one message; drop what is none, and keep its content out of the log."""
         try:
-            return super()._brpop_read(**options)  # type: ignore[no-untyped-call]
+            return super()._brpop_read(**options)  # type: ignore[misc]
         except (UnreadableMessageError, ValueError, RecursionError) as error:
             logger.error("a message was dropped: %s", type(error).__name__)
             metrics.MESSAGES_DROPPED.inc()
@@ -105,7 +157,21 @@ def _read_sent_at_us(message: bytes) -> int | None:
         return None
 
 
+class Channel(_ChannelMixin, redis.Channel):
+    """A channel of Redis or Valkey."""
+
+
+class SentinelChannel(_ChannelMixin, redis.SentinelChannel):
+    """A channel of the Redis that Sentinels name."""
+
+
 class Transport(redis.Transport):
     """Redis or Valkey as the broker."""
 
     Channel = Channel
+
+
+class SentinelTransport(redis.SentinelTransport):
+    """Redis behind Sentinels as the broker."""
+
+    Channel = SentinelChannel

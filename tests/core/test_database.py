@@ -6,6 +6,8 @@ import pytest
 import sqlalchemy as sa
 
 from core.database import DATABASE_ERRORS, Database, describe_error, driver_of, is_connection_error
+from tests.chaos.proxy import proxied_postgres_url, proxy_postgres
+from tests.servers import Servers
 
 
 @pytest.fixture(autouse=True)
@@ -104,3 +106,18 @@ def test_a_transaction_timeout_is_a_connection_error_so_it_is_tried_again(databa
             run_in_pipeline(hasty, "INSERT INTO numbers VALUES (1)", "SELECT pg_sleep(1)")
         assert is_connection_error(caught.value)
     assert read_numbers(database) == []
+
+
+def test_tls_is_insisted_on_where_the_url_says_so(servers: Servers) -> None:
+    """The wheel's PostgreSQL has no TLS, so nothing is sent to it."""
+    with proxy_postgres(servers.postgres_url) as proxy:
+        plain = proxied_postgres_url(servers.postgres_url, proxy)
+        with Database(plain, transaction_timeout_s=5) as database, database.transaction() as connection:
+            assert connection.execute(sa.text("SELECT 1")).scalar_one() == 1
+        insisting = f"{plain}{'&' if '?' in plain else '?'}sslmode=verify-full&sslrootcert=system"
+        with (
+            Database(insisting, transaction_timeout_s=5) as database,
+            pytest.raises(sa.exc.OperationalError, match="does not support SSL"),
+            database.transaction(),
+        ):
+            pass

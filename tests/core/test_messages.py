@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.messages import Allocation, BatchCodec, MessageError
+from core.messages import Allocation, BatchCodec, MessageError, Outcome
+from tests import previous_release
 from tests.core.builders import HASH_SECRET, batches, make_allocation, seal_by_hand
 
 CODEC = BatchCodec(HASH_SECRET)
@@ -131,3 +132,43 @@ def test_a_field_that_an_older_process_does_not_know_has_its_default() -> None:
 
 def test_an_allocation_is_shown_by_its_id_alone() -> None:
     assert repr(BATCH[0]) == f"Allocation(txn_{BATCH[0].id.hex})"
+
+
+# A message of the release before, as it was on the queue; frozen, as `tests/previous_release.py` is.
+VERSION_1_SECRET = b"a hash secret of the release before"
+VERSION_1_MESSAGE = (
+    "1:Mu7bs8BuEv0VB1DaAhMgJlHCXWpeAQEgcgWfgFNTw1PZ2h5vp1GPgOpCW5chCpIzsZZDuD/XTvM8zbEHX4a2pBVl8c0CAqC/M8"
+    "7NXJtPjT4+j2k+SkkcXUu8IjW2MP/DvdPh6XW0uxydaiUCWD9By9RLbv1UUFl2prbFYoxjO5wgGRQK31ZJVDJXnhve8uGDQrbUoF"
+    "wzQH7c1PNa/Uw7eLq/aU5yLH2nBosI9VzX3ieXjHeIiynaW6i794L7mQ2ZpZNnBwGi"
+)
+VERSION_1_BATCH = [
+    Allocation(UUID(int=1), UUID(int=2), UUID(int=3), "a@example.com", 100, 1_700_000_000_000_000, None),
+    Allocation(UUID(int=4), UUID(int=2), UUID(int=3), "b@example.com", 10_000_000, 1_700_000_000_000_001, "a key"),
+]
+
+
+def test_message_of_the_release_before_can_be_opened() -> None:
+    opened = BatchCodec(VERSION_1_SECRET).open(VERSION_1_MESSAGE)
+    assert [msgspec.structs.astuple(each)[:7] for each in opened] == [
+        msgspec.structs.astuple(each)[:7] for each in VERSION_1_BATCH
+    ]
+    added = {field.name for field in msgspec.structs.fields(Allocation)[7:]}
+    assert all(getattr(each, name) == getattr(VERSION_1_BATCH[0], name) for each in opened for name in added)
+
+
+@given(batches)
+def test_message_that_the_release_before_encodes_can_be_opened(batch: list[Allocation]) -> None:
+    older = [previous_release.Allocation(*msgspec.structs.astuple(each)[:7]) for each in batch]
+    opened = CODEC.open(previous_release.seal(older, HASH_SECRET))
+    assert [msgspec.structs.astuple(each)[:7] for each in opened] == [msgspec.structs.astuple(each) for each in older]
+
+
+@given(batches)
+def test_message_of_today_can_be_opened_by_the_release_before(batch: list[Allocation]) -> None:
+    opened = previous_release.open_sealed(CODEC.seal(batch), HASH_SECRET)
+    assert [msgspec.structs.astuple(each) for each in opened] == [msgspec.structs.astuple(each)[:7] for each in batch]
+
+
+def test_replies_to_the_release_before_are_ones_that_it_knows() -> None:
+    """A new outcome has to be one that it never gets, or to come a release after its meaning."""
+    assert {outcome.value for outcome in Outcome} == previous_release.OUTCOMES

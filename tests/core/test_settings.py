@@ -9,6 +9,7 @@ import pytest
 import sqlalchemy as sa
 from rich.console import Console
 
+from core.server_urls import SentinelUrl, parse_sentinel_url
 from core.settings import (
     Settings,
     SettingsError,
@@ -135,6 +136,90 @@ def test_a_worker_must_be_done_before_the_deadline() -> None:
     (mistake,) = mistakes_of(lock_wait_s="2", transaction_timeout_s="2", reply_timeout_s="4")
     for name in ("lock_wait_s", "transaction_timeout_s", "reply_timeout_s"):
         assert variable_name(name) in mistake
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://host",
+        "redis://:password@host:1/15",
+        "rediss://host/0?ssl_cert_reqs=none",
+        f"rediss://host?ssl_ca_certs={__file__}&ssl_check_hostname=false",
+        "redis+sentinel://host/service",
+        "redis+sentinel://user:p%40ss@host:1,[::1]:2,10.0.0.1/service/3?sentinel_username=a&sentinel_password=b",
+        f"rediss+sentinel://host/service/0?ssl_ca_certs={__file__}",
+    ],
+)
+def test_redis_urls_that_fit(url: str) -> None:
+    settings = load(redis_url=url)
+    assert settings.redis_url == settings.broker_url == url
+    assert load(broker_url=url).broker_url == url
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "amqp://user:password@host//",
+        "amqp://host:1/payouts;amqp://other:2/payouts",
+        f"amqps://host//?ssl_ca_certs={__file__}",
+        "redis+socket:///run/valkey.sock",
+    ],
+)
+def test_broker_urls_that_fit(url: str) -> None:
+    assert load(broker_url=url).broker_url == url
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("redis://:broker-password@host:port/0", "with a number for a port"),
+        ("redis://:broker-password@host:99999/0", "with a number for a port"),
+        ("redis://:broker-password@host/first", "a number for the database"),
+        ("redis://:broker?password@host", "with a number for a port"),
+        ("redis://host?broker-password", "no other options behind ? than ssl_ca_certs"),
+        ("redis://:broker-password@host?ssl_ca_certs=x", "only in a URL that starts with rediss://"),
+        ("rediss://:broker-password@host?ssl_ca_certs=/nowhere/ca", "to be a file that can be read, which"),
+        ("rediss://:broker-password@host?ssl_cert_reqs=maybe", "ssl_cert_reqs to be required or optional or none"),
+        ("rediss://:broker-password@host?ssl_check_hostname=0", "ssl_check_hostname to be true or false"),
+        ("redis+sentinel://:broker-password@host:26379", "the service's name"),
+        ("redis+sentinel://:broker-password@host:26379/", "the service's name"),
+        ("redis+sentinel://:broker-password@/service", "hosts with commas between them"),
+        ("redis+sentinel://:broker-password@host,/service", "hosts with commas between them"),
+        ("redis+sentinel://:broker-password@host:0/service", "hosts with commas between them"),
+        ("redis+sentinel://:broker-password@host:70000/service", "hosts with commas between them"),
+        ("redis+sentinel://:broker-password@host;redis+sentinel://other/service", "the service's name"),
+        ("redis+sentinel://:broker-password@host/service/db", "a number for the database"),
+        ("redis+sentinel://:broker-password@host/service?master=x", "no other options"),
+        ("amqp://:broker-password@host;redis://other", "all URLs of the list to start alike"),
+        ("amqp://:broker-password@host;amqps://other", "all URLs of the list to start alike"),
+        ("amqp://:broker-password@host:x//", "with a number for a port"),
+        ("amqp://:broker-password@host//?heartbeat=5", "no other options"),
+        ("redis+sentinel://[:broker-password@host/service", "with a number for a port"),
+        ("redis://[:broker-password@host", "with a number for a port"),
+    ],
+)
+def test_a_wrong_url_is_one_line_that_says_what_is_expected(url: str, expected: str) -> None:
+    (mistake,) = mistakes_of(broker_url=url)
+    assert mistake.startswith("PAYOUTS_BROKER_URL: its value does not fit: Expected ")
+    assert expected in mistake
+    assert "\n" not in mistake
+    assert "broker" not in mistake
+
+
+def test_sentinels_are_read_from_the_url() -> None:
+    url = "redis+sentinel://us%40er:p%40ss@one:1,[::1]:2,three/my%20name/4?sentinel_username=a&sentinel_password=b%26"
+    parsed = parse_sentinel_url(url)
+    assert parsed == SentinelUrl(
+        hosts=(("one", 1), ("::1", 2), ("three", 26379)),
+        service="my name",
+        database=4,
+        username="us@er",
+        password="p@ss",  # noqa: S106
+        sentinel_username="a",
+        sentinel_password="b&",  # noqa: S106
+    )
+    assert "p@ss" not in repr(parsed)
+    assert parse_sentinel_url("redis://host/service") is None
 
 
 @pytest.mark.parametrize("value", ["inf", "nan", "-inf", "1e999"])
