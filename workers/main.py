@@ -37,6 +37,13 @@ def _quiet_celery(**_: object) -> None:
     """Leave out Celery's two lines for every task: the second one prints the whole result."""
     for name in ("celery.worker.strategy", "celery.app.trace"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # Where a connection breaks, it logs a stack trace beside the line that says so.
+    logging.getLogger("celery.worker.loops").addFilter(_leave_stack_trace_out)
+
+
+def _leave_stack_trace_out(record: logging.LogRecord) -> bool:
+    record.exc_info = None
+    return True
 
 
 @worker_ready.connect  # type: ignore[untyped-decorator]
