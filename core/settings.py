@@ -241,8 +241,8 @@ def find_unknown_variables(environment: Mapping[str, str] = os.environ) -> list[
     lines = []
     for name in sorted(environment):
         if name.startswith(PREFIX) and name not in known:
-            nearest = get_close_matches(name, known, n=1)
-            lines.append(f"{name} is no setting" + (f"; did you mean {nearest[0]}?" if nearest else ""))
+            nearest = get_close_matches(name.removeprefix(PREFIX), [each.removeprefix(PREFIX) for each in known], n=1)
+            lines.append(f"{name} is no setting" + (f"; did you mean {PREFIX}{nearest[0]}?" if nearest else ""))
     return lines
 
 

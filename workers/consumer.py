@@ -2,20 +2,18 @@
 
 import logging
 import re
-import ssl
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from amqp.exceptions import AccessRefused, NotAllowed
 from celery.exceptions import WorkerShutdown
 from celery.worker import consumer
 from celery.worker.consumer.delayed_delivery import DelayedDelivery
 from kombu.message import Message
-from redis.exceptions import AuthenticationError
 
 from core import metrics
 from core.logs import NAMED_MAX, holds_secret
 from workers.app import NAMES_HEADER
+from workers.startup import describe_refusal
 
 logger = logging.getLogger(__name__)
 
@@ -123,18 +121,6 @@ class Consumer(consumer.Consumer):  # type: ignore[misc]
 
 def _end_if_refused(error: BaseException) -> None:
     """End the worker where the broker does not let us in, or cannot be trusted."""
-    for each in _causes(error):
-        if isinstance(each, (AccessRefused, NotAllowed, AuthenticationError)):
-            reason = "refuses the user, the password or the virtual host"
-        elif isinstance(each, ssl.SSLCertVerificationError):
-            reason = f"has a certificate that is not trusted ({each.verify_message})"
-        else:
-            continue
-        logger.critical("the broker %s; see PAYOUTS_BROKER_URL, or PAYOUTS_REDIS_URL if that is not set", reason)
+    if refusal := describe_refusal(error):
+        logger.critical("%s", refusal)
         raise WorkerShutdown(1)
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__

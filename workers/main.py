@@ -74,10 +74,10 @@ def _spare_what_stays(**_: object) -> None:
 def _wait_as_worker(**_: object) -> None:
     """Wait for all servers before Celery tries to connect, which it would do for ever."""
     try:
-        with Database.from_settings(settings) as database:
-            wait_for_schema(database, settings.startup_timeout_s)
         wait_for_broker(app, settings)
         wait_for_redis(app, settings)
+        with Database.from_settings(settings) as database:
+            wait_for_schema(database, settings.startup_timeout_s)
     except UserError as error:
         _give_up(error)
 

@@ -127,9 +127,10 @@ class _ChannelMixin:
         if queue not in {QUEUE, BATCHES_QUEUE}:
             super()._put(queue, message, **kwargs)  # type: ignore[misc]
             return
+        key = self._q_for_pri(queue, self._get_message_priority(message, reverse=False))  # type: ignore[attr-defined]
         with self._create_client().pipeline(transaction=False) as pipeline:
-            pipeline.lpush(queue, dumps(message))  # type: ignore[no-untyped-call]
-            pipeline.ltrim(queue, 0, MESSAGES_MAX - 1)
+            pipeline.lpush(key, dumps(message))  # type: ignore[no-untyped-call]
+            pipeline.ltrim(key, 0, MESSAGES_MAX - 1)
             pipeline.execute()
 
     def _create_client(self, asynchronous: bool = False) -> Any:
