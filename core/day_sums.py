@@ -1,0 +1,180 @@
+"""The history summed by day: kept up to a moment of each business's, and read together with what came later.
+
+The hot path writes nothing for it. A periodic task moves each business's `summed_until` forward in bounded steps; the
+sums and the moment are written in one transaction, so that no row is counted twice or left out.
+"""
+
+from dataclasses import dataclass
+from datetime import date, datetime
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy import Connection
+
+from core.history import TransactionType
+from core.tables import payout_day_sums, payout_day_sums_progress
+
+BUSINESSES_AT_ONCE = 1_000
+ROWS_AT_ONCE = 50_000
+"""What one transaction of the periodic task looks at."""
+
+
+@dataclass(frozen=True, slots=True)
+class DaySum:
+    """History rows of one type on one day (UTC); amount in cents."""
+
+    day: date
+    type: TransactionType
+    count: int
+    amount: int
+
+
+# A row's time is its transaction's beginning, so rows older than any open transaction are complete. Transactions that
+# have written nothing for a minute are only readers: those of ours that write are ended before. Sessions that we may
+# not look at might be such writers. Two seconds are for one that has taken its time and does not show yet.
+_CLOSED_UNTIL = sa.text("""
+    SELECT LEAST(
+        clock_timestamp() - CASE
+            WHEN bool_or(state IS NULL OR state = 'disabled') THEN interval '1 minute'
+            ELSE interval '2 seconds'
+        END,
+        min(xact_start) FILTER (
+            WHERE backend_xid IS NOT NULL OR xact_start > clock_timestamp() - interval '1 minute'
+        )
+    )
+    FROM pg_stat_activity
+    WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()
+""")
+
+# Each look-up is one of the index; the oldest rows come first.
+_DUE = sa.text("""
+    SELECT businesses.id
+    FROM (
+        SELECT id FROM businesses WHERE id > :behind ORDER BY id LIMIT :businesses_max
+    ) AS businesses
+    LEFT JOIN payout_day_sums_progress AS progress ON progress.business_id = businesses.id
+    WHERE EXISTS (
+        SELECT FROM payout_transactions
+        WHERE payout_transactions.business_id = businesses.id AND amount > 0
+            AND created_at >= COALESCE(summed_until, '-infinity') AND created_at < :until
+        OFFSET 0
+    )
+    ORDER BY businesses.id
+""")
+
+_LAST_OF_GROUP = sa.text("""
+    SELECT max(id) FROM (SELECT id FROM businesses WHERE id > :behind ORDER BY id LIMIT :businesses_max) AS businesses
+""")
+
+_BEGIN = sa.text("""
+    INSERT INTO payout_day_sums_progress (business_id, summed_until) VALUES (:business_id, 'epoch')
+    ON CONFLICT DO NOTHING
+""")
+
+_LOCK = sa.text("""
+    SELECT summed_until FROM payout_day_sums_progress WHERE business_id = :business_id FOR UPDATE SKIP LOCKED
+""")
+
+# The first time that is beyond so many rows; rows of one time, which may be more than that, stay together.
+_STEP_END = sa.text("""
+    SELECT created_at
+    FROM payout_transactions
+    WHERE business_id = :business_id AND amount > 0 AND created_at > (
+        SELECT created_at
+        FROM payout_transactions
+        WHERE business_id = :business_id AND amount > 0 AND created_at >= :since AND created_at < :until
+        ORDER BY created_at
+        OFFSET :rows_max LIMIT 1
+    ) AND created_at < :until
+    ORDER BY created_at
+    LIMIT 1
+""")
+
+_ADD = sa.text("""
+    INSERT INTO payout_day_sums AS kept (business_id, day, type, count, amount)
+    SELECT business_id, (created_at AT TIME ZONE 'UTC')::date, type, count(*), sum(amount)
+    FROM payout_transactions
+    WHERE business_id = :business_id AND amount > 0 AND created_at >= :since AND created_at < :until
+    GROUP BY 1, 2, 3
+    ON CONFLICT (business_id, day, type) DO UPDATE
+        SET count = kept.count + excluded.count, amount = kept.amount + excluded.amount
+""")
+
+# One statement, so that both halves see the same moment.
+_READ = sa.text("""
+    WITH progress AS MATERIALIZED (
+        SELECT GREATEST(
+            COALESCE(
+                (SELECT summed_until FROM payout_day_sums_progress WHERE business_id = :business_id), '-infinity'
+            ),
+            CAST(:since AS timestamptz)
+        ) AS open_since
+    )
+    SELECT day, type, sum(count) AS rows, sum(amount) AS amount
+    FROM (
+        SELECT day, type, count, amount
+        FROM payout_day_sums
+        WHERE business_id = :business_id AND day >= CAST(:since AS timestamptz) AT TIME ZONE 'UTC'
+        UNION ALL
+        SELECT (created_at AT TIME ZONE 'UTC')::date, type, count(*), sum(amount)
+        FROM payout_transactions
+        WHERE business_id = :business_id AND amount > 0 AND created_at >= (SELECT open_since FROM progress)
+        GROUP BY 1, 2
+    ) AS parts
+    GROUP BY day, type
+    ORDER BY day, type
+""")
+
+
+def read_day_sums(connection: Connection, business_id: UUID, since: date) -> list[DaySum]:
+    """Return the sums of each day from `since` on that has rows: exactly what the history says now."""
+    midnight = f"{since.isoformat()}T00:00:00Z"
+    return [
+        DaySum(row.day, TransactionType(row.type), int(row.rows), int(row.amount))
+        for row in connection.execute(_READ, {"business_id": business_id, "since": midnight})
+    ]
+
+
+def read_closed_until(connection: Connection) -> datetime:
+    """Return a time before which no transaction that is still open began, and none ever will."""
+    closed_until: datetime = connection.execute(_CLOSED_UNTIL).scalar_one()
+    return closed_until
+
+
+def list_due(connection: Connection, until: datetime, behind: UUID) -> tuple[list[UUID], UUID | None]:
+    """Return those of the next businesses in id order that have rows to be summed, and the id to go on behind."""
+    group = {"behind": behind, "businesses_max": BUSINESSES_AT_ONCE}
+    last: UUID | None = connection.execute(_LAST_OF_GROUP, group).scalar_one()
+    return [row.id for row in connection.execute(_DUE, group | {"until": until})], last
+
+
+def sum_next(connection: Connection, business_id: UUID, until: datetime, rows_max: int = ROWS_AT_ONCE) -> bool:
+    """Sum a business's next rows, about `rows_max`; return whether there are more before `until`.
+
+    Where another worker is at this business, there is nothing to do.
+    """
+    key = {"business_id": business_id}
+    connection.execute(_BEGIN, key)
+    locked = connection.execute(_LOCK, key).one_or_none()
+    if locked is None:
+        return False
+    span = {"business_id": business_id, "since": locked.summed_until, "until": until}
+    if until <= locked.summed_until:  # the clock was put back
+        return False
+    step_end = connection.execute(_STEP_END, span | {"rows_max": rows_max}).scalar_one_or_none()
+    end = step_end or until
+    connection.execute(_ADD, span | {"until": end})
+    connection.execute(
+        payout_day_sums_progress.update()
+        .where(payout_day_sums_progress.c.business_id == business_id)
+        .values(summed_until=end)
+    )
+    return step_end is not None
+
+
+def forget_sums(connection: Connection, business_id: UUID) -> None:
+    """Let the periodic task sum a business's history anew, from its beginning."""
+    is_own = payout_day_sums_progress.c.business_id == business_id
+    connection.execute(sa.select(payout_day_sums_progress).where(is_own).with_for_update())
+    connection.execute(payout_day_sums.delete().where(payout_day_sums.c.business_id == business_id))
+    connection.execute(payout_day_sums_progress.delete().where(is_own))
