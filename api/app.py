@@ -27,6 +27,7 @@ from api.payout_hash import payout_hash_routes
 from api.payout_users import payout_user_routes
 from api.publisher import Publisher, make_instance_prefix
 from api.rate_limit import RateLimiter, add_rate_limit
+from api.recent_requests import RecentRequests
 from api.replies import Replies
 from api.request_id import add_request_id
 from api.responses import Refusal
@@ -77,6 +78,7 @@ def create_app(settings: Settings) -> Litestar:
     replies = Replies(redis, prefix)
     authenticator = Authenticator(database, timeout_s=settings.settle_timeout_s)
     limiter = RateLimiter(settings)
+    recent_requests = RecentRequests(settings)
     threads = DatabaseThreads(database, timeout_s=settings.settle_timeout_s)
     calls = BusinessCalls(authenticator, limiter, threads)
     lists = Lists(calls)
@@ -89,7 +91,13 @@ def create_app(settings: Settings) -> Litestar:
     async def lifespan(_: Litestar) -> AsyncIterator[None]:
         await asyncio.to_thread(clock.measure)
         spare_what_stays()
-        endless = (replies.listen(), clock.keep_fresh(), dispatcher.sweep(), authenticator.keep_uses_written())
+        endless = (
+            replies.listen(),
+            clock.keep_fresh(),
+            dispatcher.sweep(),
+            authenticator.keep_uses_written(),
+            recent_requests.keep_flushed(),
+        )
         background = [asyncio.create_task(work) for work in endless]
         try:
             yield
@@ -97,6 +105,7 @@ def create_app(settings: Settings) -> Litestar:
             await dispatcher.close(settings.reply_timeout_s + settings.settle_timeout_s)
             await _cancel(background)
             await asyncio.to_thread(authenticator.write_uses)
+            await recent_requests.close()
             settler.close()
             threads.close()
             intake.close()
@@ -127,7 +136,7 @@ def create_app(settings: Settings) -> Litestar:
             openapi_route(),
         ],
         lifespan=[lifespan],
-        before_send=[add_request_id, add_rate_limit],
+        before_send=[add_request_id, recent_requests.note, add_rate_limit],
         exception_handlers={HTTPException: _answer_http_exception, Exception: _answer_unexpected},
         logging_config=None,
         openapi_config=None,

@@ -1,6 +1,7 @@
 """Calls other than the one that pays: say who calls, then carry one thing out in a thread."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -13,6 +14,7 @@ from api import responses
 from api.authentication import Authenticator, Identity
 from api.dispatcher import TooManyWaitingError
 from api.rate_limit import RateLimiter
+from api.recent_requests import note_caller
 from api.responses import Refusal
 from core.api_keys import find_standing
 from core.database import Database
@@ -66,9 +68,11 @@ class BusinessCalls:
 
     async def identify(self, request: AnyRequest) -> Identity | Refusal:
         """Return who calls, or why the call is refused: an unknown key, or too many calls with it."""
+        started_s = time.perf_counter()
         identity = await self._authenticator.identify(request.headers.get("authorization", ""))
         if identity is None:
             return responses.UNAUTHORIZED
+        note_caller(request.scope, identity.business_id, started_s)
         return await self._limiter.take(identity.api_key_id, request.scope) or identity
 
     async def carry_out(self, identity: Identity, work: Callable[[Connection, UUID], Found]) -> Found | Refusal:

@@ -1,6 +1,7 @@
 """POST /payout/create: one call debits the business, credits the user and answers with the hash."""
 
 import asyncio
+import time
 from collections.abc import Iterable
 
 from litestar import asgi
@@ -14,6 +15,7 @@ from api.authentication import Authenticator, Identity
 from api.dispatcher import Dispatcher, TooManyWaitingError
 from api.idempotency import may_be_key
 from api.rate_limit import RateLimiter
+from api.recent_requests import note_caller
 from api.responses import HEADERS_BY_SUCCESS, REFUSAL_BY_OUTCOME, Refusal
 from api.validation import NotAnObject, PayoutRequest, parse_payout_request
 from core.api_keys import find_standing
@@ -42,10 +44,12 @@ def create_payout_route(
     async def create_payout(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != ScopeType.HTTP or scope["method"] != "POST":
             raise HTTPException(status_code=405, headers={"allow": "POST"})
+        started_s = time.perf_counter()
         headers = _first_of_each(scope["headers"])
         identity = await authenticator.identify(headers.get(b"authorization", b"").decode("latin-1"))
         if identity is None:
             return await responses.UNAUTHORIZED.send(send)
+        note_caller(scope, identity.business_id, started_s)
         if (refusal := await limiter.take(identity.api_key_id, scope)) is not None:
             return await refusal.send(send)
         body = await _read(receive, body_max_bytes)

@@ -1,0 +1,148 @@
+"""The last requests of each business, for its developers: kept in Redis, and lost without harm.
+
+A request costs an entry in memory, of which a business has as many as are shown. About once a second they go to a
+capped list in Redis. Bodies, queries and headers are never kept.
+"""
+
+import asyncio
+import logging
+import time
+from collections import deque
+from itertools import islice
+from typing import Any
+from uuid import UUID
+
+import msgspec
+from litestar.types import Message
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+from core.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+SHOWN_MAX = 100
+"""Requests that are kept for each business."""
+
+_CALLER = "payouts.caller"
+_FLUSH_EVERY_S = 1.0
+_BUSINESSES_MAX = 10_000
+_BUSINESSES_AT_ONCE = 100
+_KEPT_FOR_S = 30 * 24 * 3600
+_PATH_CHARACTERS_MAX = 200
+
+# When it was answered by the clock, method, path, status, seconds until the answer began, request id.
+_Entry = tuple[float, str, str, int, float, bytes]
+
+
+class RecentRequest(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A request of a business as its developers see it; `at` in seconds since 1970, the path without its query."""
+
+    at: float
+    method: str
+    path: str
+    status: int
+    latency_ms: float
+    request_id: str
+
+
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(RecentRequest)
+
+
+def note_caller(scope: Any, business_id: UUID, started_s: float) -> None:
+    """Say whose request this is, and when it began (`time.perf_counter`), so that its answer is noted."""
+    scope[_CALLER] = (business_id, started_s)
+
+
+class RecentRequests:
+    """Notes the requests whose caller is known. While Redis is away, what is noted is dropped."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._redis = Redis.from_url(
+            settings.redis_url,
+            socket_timeout=settings.redis_timeout_s,
+            socket_connect_timeout=settings.redis_timeout_s,
+            retry=Retry(NoBackoff(), 1),
+        )
+        self._noted: dict[UUID, deque[_Entry]] = {}
+        self._is_away = False
+
+    async def note(self, message: Message, scope: Any) -> None:
+        """Note an answer; runs before each message of each response is sent, behind `add_request_id`."""
+        caller: Any = scope.get(_CALLER)
+        if caller is None or message["type"] != "http.response.start":
+            return
+        business_id, started_s = caller
+        entries = self._noted.get(business_id)
+        if entries is None:
+            if len(self._noted) >= _BUSINESSES_MAX:
+                return
+            entries = self._noted[business_id] = deque(maxlen=SHOWN_MAX)
+        request_id = next((value for name, value in reversed(list(message["headers"])) if name == b"x-request-id"), b"")
+        entries.append(
+            (
+                time.time(),
+                scope["method"],
+                scope["path"],
+                message["status"],
+                time.perf_counter() - started_s,
+                request_id,
+            )
+        )
+
+    async def keep_flushed(self) -> None:
+        """Send what was noted to Redis about once a second, for ever."""
+        while True:
+            await asyncio.sleep(_FLUSH_EVERY_S)
+            await self.flush()
+
+    async def flush(self) -> None:
+        """Send what was noted to Redis; where that fails, drop it."""
+        noted, self._noted = self._noted, {}
+        businesses = iter(noted.items())
+        try:
+            while group := list(islice(businesses, _BUSINESSES_AT_ONCE)):
+                await self._send(group)
+        except Exception as error:  # noqa: BLE001 (it would end the background task)
+            if not self._is_away:
+                logger.warning("recent requests are not kept for now: %s", type(error).__name__)
+            self._is_away = True
+        else:
+            self._is_away = False
+
+    async def read(self, business_id: UUID) -> list[RecentRequest] | None:
+        """Return a business's last requests, newest first; None where Redis does not answer."""
+        try:
+            texts = await self._redis.lrange(_key(business_id), 0, SHOWN_MAX - 1)
+        except (RedisError, OSError):
+            return None
+        # Several API processes push by turns.
+        return sorted(map(_decoder.decode, texts), key=lambda request: request.at, reverse=True)
+
+    async def close(self) -> None:
+        """Send the last ones, and let go of Redis."""
+        await self.flush()
+        await self._redis.aclose()
+
+    async def _send(self, group: list[tuple[UUID, deque[_Entry]]]) -> None:
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            for business_id, entries in group:
+                key = _key(business_id)
+                pipeline.lpush(key, *[_encode(*entry) for entry in entries])
+                pipeline.ltrim(key, 0, SHOWN_MAX - 1)
+                pipeline.expire(key, _KEPT_FOR_S)
+            await pipeline.execute()
+
+
+def _key(business_id: UUID) -> str:
+    return f"payouts:requests:{business_id.hex}"
+
+
+def _encode(at: float, method: str, path: str, status: int, latency_s: float, request_id: bytes) -> bytes:
+    latency_ms = round(latency_s * 1000, 1)
+    return _encoder.encode(
+        RecentRequest(at, method, path[:_PATH_CHARACTERS_MAX], status, latency_ms, request_id.decode("latin-1"))
+    )
