@@ -49,6 +49,8 @@ class Actor:
 
     name: str
     account_id: UUID | None = None
+    form_id: UUID | None = None
+    """The dashboard's form by which it was asked for: each makes its change once, however often it is sent."""
 
 
 COMMAND_LINE = Actor("command line")
@@ -74,13 +76,11 @@ def record(
     action: Action,
     subject: str = "",
     details: dict[str, Any] | None = None,
-    *,
-    form_id: UUID | None = None,
 ) -> None:
     """Write down a change of this transaction. `details` are JSON values, and never secrets.
 
     Raises:
-        AlreadyRecordedError: the form with this id has come before, so the change is for the caller to roll back.
+        AlreadyRecordedError: the actor's form has come before, so the change is for the caller to roll back.
 
     """
     written = connection.execute(
@@ -93,7 +93,7 @@ def record(
             action=action,
             subject=subject,
             details=details or {},
-            form_id=form_id,
+            form_id=actor.form_id,
         )
         .on_conflict_do_nothing(index_elements=["business_id", "form_id"], index_where=sa.text("form_id IS NOT NULL"))
     )

@@ -63,7 +63,9 @@ _DUE = sa.text("""
 """)
 
 _LAST_OF_GROUP = sa.text("""
-    SELECT max(id) FROM (SELECT id FROM businesses WHERE id > :behind ORDER BY id LIMIT :businesses_max) AS businesses
+    SELECT id FROM (SELECT id FROM businesses WHERE id > :behind ORDER BY id LIMIT :businesses_max) AS businesses
+    ORDER BY id DESC
+    LIMIT 1
 """)
 
 _BEGIN = sa.text("""
@@ -144,7 +146,7 @@ def read_closed_until(connection: Connection) -> datetime:
 def list_due(connection: Connection, until: datetime, behind: UUID) -> tuple[list[UUID], UUID | None]:
     """Return those of the next businesses in id order that have rows to be summed, and the id to go on behind."""
     group = {"behind": behind, "businesses_max": BUSINESSES_AT_ONCE}
-    last: UUID | None = connection.execute(_LAST_OF_GROUP, group).scalar_one()
+    last: UUID | None = connection.execute(_LAST_OF_GROUP, group).scalar_one_or_none()
     return [row.id for row in connection.execute(_DUE, group | {"until": until})], last
 
 

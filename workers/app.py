@@ -13,7 +13,9 @@ ALLOCATE_TASK = "payouts.allocate"
 QUEUE = "allocations"
 PAY_CHUNK_TASK = "payouts.pay_batch_chunk"
 FIND_STALLED_TASK = "payouts.find_stalled_batches"
+SUM_DAYS_TASK = "payouts.sum_days"
 BATCHES_QUEUE = "batches"
+SUM_DAYS_EVERY_S = 15.0
 RESULT_KEY_PREFIX = "celery-task-meta-"
 """Celery's own: a result is stored under this and the task id, and published on a channel of the same name."""
 RESULT_EXPIRES_S = 60
@@ -56,14 +58,21 @@ def create_celery(settings: Settings) -> Celery:
         task_serializer="json",
         result_serializer="json",
         task_default_queue=QUEUE,
-        task_routes={PAY_CHUNK_TASK: {"queue": BATCHES_QUEUE}, FIND_STALLED_TASK: {"queue": BATCHES_QUEUE}},
+        task_routes={
+            task: {"queue": BATCHES_QUEUE} for task in (PAY_CHUNK_TASK, FIND_STALLED_TASK, SUM_DAYS_TASK)
+        },
         beat_schedule={
             "find stalled batches": {
                 "task": FIND_STALLED_TASK,
                 "schedule": settings.batch_stalled_after_s,
                 # Without an end: it would be by the clock of whoever sends, and clocks may be off.
                 "options": {"ignore_result": True},
-            }
+            },
+            "sum days": {
+                "task": SUM_DAYS_TASK,
+                "schedule": SUM_DAYS_EVERY_S,
+                "options": {"ignore_result": True},
+            },
         },
         # The schedule is fixed, so nothing needs to be remembered in a file.
         beat_scheduler="workers.schedule:PeriodicTasks",

@@ -17,6 +17,7 @@ from core.messages import BatchCodec
 from core.settings import Settings, SettingsError, load_settings
 from workers.app import create_celery
 from workers.batches import PayoutBatchWorker, register_batch_tasks
+from workers.day_sums import DaySummer, register_day_sum_tasks
 from workers.locks import BusinessLocks
 from workers.results import ReplyBackend
 from workers.schedule import PeriodicTasks
@@ -37,6 +38,7 @@ def create_worker(settings: Settings) -> Celery:
     processor = BatchProcessor(database, locks, settings.hash_secret_bytes)
     register_tasks(celery, BatchCodec(settings.hash_secret_bytes), processor)
     register_batch_tasks(celery, PayoutBatchWorker(celery, database, locks), settings.batch_stalled_after_s)
+    register_day_sum_tasks(celery, DaySummer(database))
     return celery
 
 
