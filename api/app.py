@@ -19,6 +19,7 @@ from api.batch_intake import BatchIntake
 from api.batches import batch_routes
 from api.calls import BusinessCalls, DatabaseThreads
 from api.clock import DatabaseClock
+from api.dashboard.routes import Dashboard
 from api.dispatcher import Dispatcher
 from api.health import health_routes
 from api.lists import Lists
@@ -84,6 +85,7 @@ def create_app(settings: Settings) -> Litestar:
     lists = Lists(calls)
     batch_database = Database.from_settings(settings, transaction_timeout_s=BATCH_TIMEOUT_S, pool_size=2)
     intake = BatchIntake(batch_database, celery, settings.hash_secret_bytes)
+    dashboard = Dashboard(settings, lists, intake, recent_requests)
     settler = Settler(database, timeout_s=settings.settle_timeout_s)
     dispatcher = Dispatcher(settings, clock, publisher, replies, settler)
 
@@ -109,11 +111,16 @@ def create_app(settings: Settings) -> Litestar:
             settler.close()
             threads.close()
             intake.close()
+            await dashboard.close()
             publisher.close()
             authenticator.close()
             await redis.aclose()
             batch_database.close()
             database.close()
+
+    def answer_http_exception(request: Request[Any, Any, Any], error: HTTPException) -> Response[Any]:
+        answer = dashboard.answer_error if dashboard.answers(request) else _answer_http_exception
+        return answer(request, error)
 
     create_payout = payouts.create_payout_route(
         database,
@@ -134,10 +141,11 @@ def create_app(settings: Settings) -> Litestar:
             *batch_routes(calls, lists, intake, settings.hash_secret_bytes),
             *health_routes(database, replies, dispatcher),
             openapi_route(),
+            dashboard.router,
         ],
         lifespan=[lifespan],
         before_send=[add_request_id, recent_requests.note, add_rate_limit],
-        exception_handlers={HTTPException: _answer_http_exception, Exception: _answer_unexpected},
+        exception_handlers={HTTPException: answer_http_exception, Exception: _answer_unexpected},
         logging_config=None,
         openapi_config=None,
         request_max_body_size=settings.request_body_max_bytes,
