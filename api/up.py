@@ -61,13 +61,14 @@ def run_up(host: str, port: int, data_path: Path) -> None:
         # The processes take seconds to import what they need, and the web process waits for the migrations.
         from api import preparation
 
-        demo_key = preparation.prepare_database(settings, data_dir)
+        demo = preparation.prepare_database(settings, data_dir)
         data_dir.write_settings(variables)
         base_url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         _wait_until_ready(base_url, supervisor, stop_asked)
         if not stop_asked.is_set():
             funds = format_dollars(preparation.DEMO_FUNDS_CENTS)
-            _print_ready(base_url, demo_key, funds, data_path)
+            password = demo.password or "as it was set there"
+            _print_ready(base_url, demo.secret_key, f"{demo.email}, password: {password}", funds, data_path)
         stop_asked.wait()
         print_line("Stopping …")
 
@@ -161,7 +162,7 @@ def _find_problem(base_url: str) -> str | None:
     return None
 
 
-def _print_ready(base_url: str, demo_key: str, funds: str, data_path: Path) -> None:
+def _print_ready(base_url: str, demo_key: str, sign_in: str, funds: str, data_path: Path) -> None:
     print_line(f"""
 Payouts is ready: {base_url}
 
@@ -171,6 +172,9 @@ Payouts is ready: {base_url}
     -H 'Authorization: Bearer {demo_key}' \\
     -H 'Content-Type: application/json' \\
     -d '{{"email": "user@example.com", "amount": 10000}}'
+
+  Its dashboard: {base_url}/dashboard
+  Sign in with e-mail: {sign_in}
 
   Data: {data_path}. Ctrl-C stops everything.
 """)
