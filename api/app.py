@@ -26,6 +26,7 @@ from api.lists import Lists
 from api.openapi import openapi_route
 from api.payout_hash import payout_hash_routes
 from api.payout_users import payout_user_routes
+from api.playground.pages import Playground
 from api.publisher import Publisher, make_instance_prefix
 from api.rate_limit import RateLimiter, add_rate_limit
 from api.recent_requests import RecentRequests
@@ -86,6 +87,7 @@ def create_app(settings: Settings) -> Litestar:
     batch_database = Database.from_settings(settings, transaction_timeout_s=BATCH_TIMEOUT_S, pool_size=2)
     intake = BatchIntake(batch_database, celery, settings.hash_secret_bytes)
     dashboard = Dashboard(settings, lists, intake, recent_requests)
+    playground = Playground()
     settler = Settler(database, timeout_s=settings.settle_timeout_s)
     dispatcher = Dispatcher(settings, clock, publisher, replies, settler)
 
@@ -119,8 +121,9 @@ def create_app(settings: Settings) -> Litestar:
             database.close()
 
     def answer_http_exception(request: Request[Any, Any, Any], error: HTTPException) -> Response[Any]:
-        answer = dashboard.answer_error if dashboard.answers(request) else _answer_http_exception
-        return answer(request, error)
+        if dashboard.answers(request):
+            return dashboard.answer_error(request, error)
+        return (playground.answer_error if playground.answers(request) else _answer_http_exception)(request, error)
 
     create_payout = payouts.create_payout_route(
         database,
@@ -142,6 +145,7 @@ def create_app(settings: Settings) -> Litestar:
             *health_routes(database, replies, dispatcher),
             openapi_route(),
             dashboard.router,
+            playground.router,
         ],
         lifespan=[lifespan],
         before_send=[add_request_id, recent_requests.note, add_rate_limit],

@@ -12,7 +12,7 @@ from litestar.handlers import HTTPRouteHandler
 from api.security_headers import browser_headers
 
 _FOLDER = Path(__file__).resolve().parent / "static"
-_MEDIA_TYPES = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml"}
+_MEDIA_TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 _FOR_EVER = "public, max-age=31536000, immutable"
 _DIGITS = 16
 
