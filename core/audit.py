@@ -96,8 +96,9 @@ def record(
             form_id=actor.form_id,
         )
         .on_conflict_do_nothing(index_elements=["business_id", "form_id"], index_where=sa.text("form_id IS NOT NULL"))
+        .returning(audit_log.c.id)
     )
-    if not written.rowcount:
+    if written.one_or_none() is None:
         raise AlreadyRecordedError
 
 

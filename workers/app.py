@@ -58,9 +58,7 @@ def create_celery(settings: Settings) -> Celery:
         task_serializer="json",
         result_serializer="json",
         task_default_queue=QUEUE,
-        task_routes={
-            task: {"queue": BATCHES_QUEUE} for task in (PAY_CHUNK_TASK, FIND_STALLED_TASK, SUM_DAYS_TASK)
-        },
+        task_routes={task: {"queue": BATCHES_QUEUE} for task in (PAY_CHUNK_TASK, FIND_STALLED_TASK, SUM_DAYS_TASK)},
         beat_schedule={
             "find stalled batches": {
                 "task": FIND_STALLED_TASK,

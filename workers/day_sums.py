@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections import deque
 from datetime import datetime
 from uuid import UUID
 
@@ -14,11 +15,12 @@ from workers.app import SUM_DAYS_TASK
 logger = logging.getLogger(__name__)
 
 _TASK_S = 2.0
+_TRANSACTION_S = 0.1
 _FIRST = UUID(int=0)
 
 
 class DaySummer:
-    """Sums what was added to the histories, in steps that are transactions of their own."""
+    """Sums what was added to the histories, in short transactions."""
 
     def __init__(self, database: Database, *, task_s: float = _TASK_S) -> None:
         self._database = database
@@ -35,11 +37,8 @@ class DaySummer:
             while time.monotonic() < give_up_at:
                 with self._database.transaction() as connection:
                     due, last = day_sums.list_due(connection, until, self._go_on_behind)
-                for business_id in due:
-                    if time.monotonic() >= give_up_at:
-                        return
-                    self._go_on_behind = business_id
-                    self._sum(business_id, until, give_up_at)
+                if not self._sum(due, until, give_up_at):
+                    return
                 self._go_on_behind = last or _FIRST
                 if last is None:
                     if is_last_round:
@@ -48,11 +47,17 @@ class DaySummer:
         except Exception as error:  # noqa: BLE001 (the next time tries again)
             logger.warning("the sums by day are not kept for now: %s", describe_error(error))
 
-    def _sum(self, business_id: UUID, until: datetime, give_up_at: float) -> None:
-        is_more = True
-        while is_more and time.monotonic() < give_up_at:
+    def _sum(self, due: list[UUID], until: datetime, give_up_at: float) -> bool:
+        """Sum the rows of businesses, many in each transaction; return whether time was enough for all."""
+        waiting = deque(due)
+        while waiting and time.monotonic() < give_up_at:
+            commit_at = time.monotonic() + _TRANSACTION_S
             with self._database.transaction() as connection:
-                is_more = day_sums.sum_next(connection, business_id, until)
+                while waiting and time.monotonic() < commit_at:
+                    self._go_on_behind = waiting[0]
+                    if not day_sums.sum_next(connection, waiting[0], until):
+                        waiting.popleft()
+        return not waiting
 
 
 def register_day_sum_tasks(celery: Celery, summer: DaySummer) -> None:
