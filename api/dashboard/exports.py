@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
+from litestar.response import Stream
 from sqlalchemy import Connection
 
 from api.dashboard.pages import AnyRequest, AnyResponse, Pages, Visit, find_visit, not_found
@@ -36,7 +37,7 @@ async def export_csv(
         return await pages.threads.run(lambda connection: work(connection, authorised(connection).business.id))
 
     response = await lists.export(carry_out, listing, CSV)
-    if response.status_code != 200:
+    if not isinstance(response, Stream):
         raise not_found()
     response.headers.update(browser_headers(request))
     return response

@@ -33,7 +33,7 @@ for i, key in ipairs(KEYS) do
     local tries = counts[i] + 1
     local hold = 0
     if tries >= free then
-        hold = math.min(2 ^ math.min(tries - free, 20), longest)
+        hold = math.min(15 * 2 ^ math.min(tries - free, 20), longest)
     end
     redis.call('HSET', key, 'tries', tries, 'not_before', now + hold)
     redis.call('EXPIRE', key, ARGV[1])
@@ -44,7 +44,7 @@ return 0
 
 @dataclass(frozen=True, slots=True)
 class _Limit:
-    """After `free` tries each one has to wait: a second, then twice as long each time, up to `longest_s`."""
+    """After `free` tries the next has to wait: 15 s, then twice as long each time, up to `longest_s`."""
 
     free: int
     longest_s: int
