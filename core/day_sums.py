@@ -4,6 +4,7 @@ The hot path writes nothing for it. A periodic task moves each business's `summe
 sums and the moment are written in one transaction, so that no row is counted twice or left out.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time
 from uuid import UUID
@@ -17,6 +18,8 @@ from core.tables import payout_day_sums, payout_day_sums_progress
 BUSINESSES_AT_ONCE = 1_000
 ROWS_AT_ONCE = 50_000
 """What one transaction of the periodic task looks at."""
+FEW_ROWS = 200
+"""Businesses that have at most as many rows to be summed are summed together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +30,15 @@ class DaySum:
     type: TransactionType
     count: int
     amount: int
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """Businesses with rows to be summed: those with few, those with many, and the id to go on behind."""
+
+    few: list[UUID]
+    many: list[UUID]
+    last: UUID | None
 
 
 # A row's time is its transaction's beginning, so rows older than any open transaction are complete. Transactions that
@@ -48,7 +60,13 @@ _CLOSED_UNTIL = sa.text("""
 
 # Each look-up is one of the index; the oldest rows come first.
 _DUE = sa.text("""
-    SELECT businesses.id
+    SELECT businesses.id, NOT EXISTS (
+        SELECT FROM payout_transactions
+        WHERE payout_transactions.business_id = businesses.id AND amount > 0
+            AND created_at >= COALESCE(summed_until, '-infinity') AND created_at < :until
+        ORDER BY created_at
+        OFFSET :few_rows
+    ) AS has_few
     FROM (
         SELECT id FROM businesses WHERE id > :behind ORDER BY id LIMIT :businesses_max
     ) AS businesses
@@ -75,6 +93,37 @@ _BEGIN = sa.text("""
 
 _LOCK = sa.text("""
     SELECT summed_until FROM payout_day_sums_progress WHERE business_id = :business_id FOR UPDATE SKIP LOCKED
+""")
+
+_BEGIN_TOGETHER = sa.text("""
+    INSERT INTO payout_day_sums_progress (business_id, summed_until)
+    SELECT business_id, 'epoch' FROM unnest(CAST(:business_ids AS uuid[])) AS wanted (business_id) ORDER BY 1
+    ON CONFLICT DO NOTHING
+""")
+
+_LOCK_TOGETHER = sa.text("""
+    SELECT business_id, summed_until
+    FROM payout_day_sums_progress
+    WHERE business_id = ANY(CAST(:business_ids AS uuid[])) AND summed_until < :until
+    ORDER BY business_id
+    FOR UPDATE SKIP LOCKED
+""")
+
+_ADD_TOGETHER = sa.text("""
+    INSERT INTO payout_day_sums AS kept (business_id, day, type, count, amount)
+    SELECT locked.business_id, day, type, count(*), sum(amount)
+    FROM payout_day_sums_progress AS locked
+    CROSS JOIN LATERAL (
+        SELECT (created_at AT TIME ZONE 'UTC')::date AS day, type, amount
+        FROM payout_transactions
+        WHERE payout_transactions.business_id = locked.business_id AND amount > 0
+            AND created_at >= summed_until AND created_at < :until
+        OFFSET 0
+    ) AS rows
+    WHERE locked.business_id = ANY(CAST(:business_ids AS uuid[]))
+    GROUP BY 1, 2, 3
+    ON CONFLICT (business_id, day, type) DO UPDATE
+        SET count = kept.count + excluded.count, amount = kept.amount + excluded.amount
 """)
 
 # The first time that is beyond so many rows; rows of one time, which may be more than that, stay together.
@@ -147,11 +196,28 @@ def read_closed_until(connection: Connection) -> datetime:
     return closed_until
 
 
-def list_due(connection: Connection, until: datetime, behind: UUID) -> tuple[list[UUID], UUID | None]:
-    """Return those of the next businesses in id order that have rows to be summed, and the id to go on behind."""
+def list_due(connection: Connection, until: datetime, behind: UUID) -> Due:
+    """Return those of the next businesses in id order that have rows to be summed."""
     group = {"behind": behind, "businesses_max": BUSINESSES_AT_ONCE}
     last: UUID | None = connection.execute(_LAST_OF_GROUP, group).scalar_one_or_none()
-    return [row.id for row in connection.execute(_DUE, group | {"until": until})], last
+    rows = connection.execute(_DUE, group | {"until": until, "few_rows": FEW_ROWS}).all()
+    return Due([row.id for row in rows if row.has_few], [row.id for row in rows if not row.has_few], last)
+
+
+def sum_together(connection: Connection, business_ids: Sequence[UUID], until: datetime) -> None:
+    """Sum all rows of businesses that have few, in as many statements for any number of them.
+
+    Those at which another worker is are left to it.
+    """
+    connection.execute(_BEGIN_TOGETHER, {"business_ids": list(business_ids)})
+    wanted = {"business_ids": list(business_ids), "until": until}
+    locked = [row.business_id for row in connection.execute(_LOCK_TOGETHER, wanted)]
+    connection.execute(_ADD_TOGETHER, {"business_ids": locked, "until": until})
+    connection.execute(
+        payout_day_sums_progress.update()
+        .where(payout_day_sums_progress.c.business_id.in_(locked))
+        .values(summed_until=until)
+    )
 
 
 def sum_next(connection: Connection, business_id: UUID, until: datetime, rows_max: int = ROWS_AT_ONCE) -> bool:

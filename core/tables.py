@@ -1,4 +1,4 @@
-"""The tables. All but `businesses` lead with `business_id` in their key, so they can be distributed by it.
+"""The tables. All but `businesses` and `accounts` lead with `business_id` in their key, to be distributed by it.
 
 `payout_users` and `payout_transactions` carry no foreign keys: the one statement that writes them holds the
 business row's lock, and `payouts verify` proves the references.

@@ -2,7 +2,6 @@
 
 import logging
 import time
-from collections import deque
 from datetime import datetime
 from uuid import UUID
 
@@ -15,7 +14,6 @@ from workers.app import SUM_DAYS_TASK
 logger = logging.getLogger(__name__)
 
 _TASK_S = 2.0
-_TRANSACTION_S = 0.1
 _FIRST = UUID(int=0)
 
 
@@ -36,28 +34,31 @@ class DaySummer:
             is_last_round = self._go_on_behind == _FIRST
             while time.monotonic() < give_up_at:
                 with self._database.transaction() as connection:
-                    due, last = day_sums.list_due(connection, until, self._go_on_behind)
-                if not self._sum(due, until, give_up_at):
+                    due = day_sums.list_due(connection, until, self._go_on_behind)
+                if due.few:
+                    with self._database.transaction() as connection:
+                        day_sums.sum_together(connection, due.few, until)
+                if not self._sum(due.many, until, give_up_at):
                     return
-                self._go_on_behind = last or _FIRST
-                if last is None:
+                self._go_on_behind = due.last or _FIRST
+                if due.last is None:
                     if is_last_round:
                         return
                     is_last_round = True
         except Exception as error:  # noqa: BLE001 (the next time tries again)
             logger.warning("the sums by day are not kept for now: %s", describe_error(error))
 
-    def _sum(self, due: list[UUID], until: datetime, give_up_at: float) -> bool:
-        """Sum the rows of businesses, many in each transaction; return whether time was enough for all."""
-        waiting = deque(due)
-        while waiting and time.monotonic() < give_up_at:
-            commit_at = time.monotonic() + _TRANSACTION_S
-            with self._database.transaction() as connection:
-                while waiting and time.monotonic() < commit_at:
-                    self._go_on_behind = waiting[0]
-                    if not day_sums.sum_next(connection, waiting[0], until):
-                        waiting.popleft()
-        return not waiting
+    def _sum(self, business_ids: list[UUID], until: datetime, give_up_at: float) -> bool:
+        """Sum the rows of businesses in steps; return whether time was enough for all."""
+        for business_id in business_ids:
+            is_more = True
+            while is_more:
+                if time.monotonic() >= give_up_at:
+                    return False
+                self._go_on_behind = business_id
+                with self._database.transaction() as connection:
+                    is_more = day_sums.sum_next(connection, business_id, until)
+        return True
 
 
 def register_day_sum_tasks(celery: Celery, summer: DaySummer) -> None:

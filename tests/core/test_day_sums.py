@@ -14,12 +14,15 @@ from core import ledger
 from core.businesses import fund_business
 from core.database import Database
 from core.day_sums import (
+    FEW_ROWS,
     DaySum,
+    Due,
     forget_sums,
     list_due,
     read_closed_until,
     read_day_sums,
     sum_next,
+    sum_together,
 )
 from core.history import TransactionType
 from core.ids import IdKind, format_id
@@ -177,16 +180,38 @@ def test_a_transaction_that_has_written_keeps_its_time_open(database: Database, 
 def test_businesses_with_something_to_sum_are_found(
     database: Database, payer: Account, soon: Callable[[], datetime]
 ) -> None:
+    write_past(database, payer, days=1, rows_a_day=FEW_ROWS)  # and the funding makes one more
     until = soon()
     with database.transaction() as connection:
-        due, last = list_due(connection, until, NOWHERE)
-    assert due == sorted([payer.business.id, payer.business.twin_id])
-    for business_id in due:
-        sum_all(database, business_id, until)
+        due = list_due(connection, until, NOWHERE)
+    assert (due.few, due.many) == ([payer.business.twin_id], [payer.business.id])
+    assert due.last == max(payer.business.id, payer.business.twin_id)
+    sum_all(database, payer.business.id, until)
     with database.transaction() as connection:
-        assert last is not None
-        assert list_due(connection, until, NOWHERE) == ([], last)
-        assert list_due(connection, until, last) == ([], None)
+        sum_together(connection, due.few, until)
+        assert list_due(connection, until, NOWHERE) == Due([], [], due.last)
+        assert list_due(connection, until, due.last) == Due([], [], None)
+
+
+def test_businesses_are_summed_together_each_from_its_own_time(
+    database: Database, soon: Callable[[], datetime]
+) -> None:
+    accounts = [open_account(database) for _ in range(4)]
+    ids = [account.business.id for account in accounts]
+    for number, account in enumerate(accounts):
+        write_past(database, account, days=number + 1, rows_a_day=3)
+        if number % 2:
+            sum_all(database, account.business.id, soon() - timedelta(days=number))
+    stranger = open_account(database)
+    for _ in range(2):
+        with database.transaction() as connection:
+            sum_together(connection, ids, soon())
+        assert [count_kept(database, id_) for id_ in ids] == [4, 7, 10, 13]
+    assert count_kept(database, stranger.business.id) == 0
+    for id_ in ids:
+        assert read_sums(database, id_) == read_plain_sums(database, id_)
+    with database.transaction() as connection:
+        sum_together(connection, [], soon())
 
 
 def test_forgotten_sums_are_made_anew(database: Database, payer: Account, soon: Callable[[], datetime]) -> None:
@@ -238,6 +263,9 @@ def test_summing_by_two_while_others_write_loses_nothing(
 
     def keep_summing() -> None:
         while time.monotonic() < give_up_at:
+            until = closed_until(shared_database)
+            with shared_database.transaction() as connection:
+                sum_together(connection, [account.business.id, account.business.twin_id], until)
             sum_all(shared_database, account.business.id, closed_until(shared_database), rows_max=5)
 
     with ThreadPoolExecutor(2) as threads:
