@@ -55,6 +55,14 @@ class Servers:
         self._administer(f"CREATE DATABASE {name}")
         return self.url_of(name)
 
+    def rename(self, name: str, new_name: str) -> None:
+        """Give a database another name, whoever is connected to it."""
+        self._administer(
+            "SELECT pg_terminate_backend(pid, 1000) FROM pg_stat_activity "
+            f"WHERE datname = '{name}' AND pid <> pg_backend_pid()"
+        )
+        self._administer(f"ALTER DATABASE {name} RENAME TO {new_name}")
+
     def _administer(self, statement: str) -> None:
         with Database(self.postgres_url, transaction_timeout_s=None) as database:
             connection = database.engine.connect().execution_options(isolation_level="AUTOCOMMIT")

@@ -22,6 +22,7 @@ from api.dashboard.pages import (
     AnyRequest,
     AnyResponse,
     Page,
+    PageError,
     Pages,
     Redirect,
     SignedOutError,
@@ -290,15 +291,16 @@ def _cancel(connection: Connection, visit: Visit, form: Form, batch_id: str) -> 
 
 async def _answer_progress(pages: Pages, request: AnyRequest, business: str, mode: str, batch_id: str) -> AnyResponse:
     """Answer the script of a batch's page."""
-    session = await pages.find_session(request)
-    if session is None:
-        raise SignedOutError
 
-    def look_up(connection: Connection) -> _Progress:
+    def look_up(connection: Connection, session: Session) -> _Progress:
         visit = find_visit(connection, session, business, mode)
         return _describe(visit, _find_batch(connection, visit, batch_id))
 
-    progress = await pages.threads.run(look_up)
+    try:
+        session = await pages.require_session(request)
+        progress = await pages.threads.run(lambda connection: look_up(connection, session))
+    except SignedOutError:
+        raise PageError(401, "You are signed out", "Sign in to go on.") from None
     return Response(msgspec.json.encode(progress), media_type=MediaType.JSON, headers=browser_headers(request))
 
 

@@ -44,6 +44,11 @@ class Dashboard:
         self._passwords = PasswordThreads(self._database)
         self._redis = _make_redis(settings, settings.redis_timeout_s)
         self._upload_redis = _make_redis(settings, _UPLOAD_TIMEOUT_S)
+
+        # A function: Litestar makes deep copies, of what a method is bound to as well.
+        def answer_error(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
+            return self.answer_error(request, error)
+
         assets = Assets()
         self._pages = Pages(self._threads, Sessions(self._redis), FormTokens(secret), Renderer(assets))
         tries = SignInTries(self._redis, secret)
@@ -60,8 +65,7 @@ class Dashboard:
                 *developer_routes(self._pages, recent_requests),
                 *settings_routes(self._pages),
             ],
-            # A function: Litestar makes deep copies, of what a method is bound to as well.
-            exception_handlers={Exception: lambda request, error: self.answer_error(request, error)},
+            exception_handlers={Exception: answer_error},
         )
 
     def answers(self, request: Request[Any, Any, Any]) -> bool:

@@ -173,11 +173,9 @@ def test_payouts_are_disabled_and_enabled(
 def test_funds_are_added_once_however_often_the_form_comes(system: System, account: Account, admin: Visitor) -> None:
     deposit(system, account.business, 500_000)
     form = admin.open(f"{base(account.business)}/settings").form("/settings/funds")
-    first, *others = [admin.send(form, amount=" $1,234.56 ") for _ in range(3)]
-    assert "$1,234.56 moved to the payout balance" in admin.follow(first).text
-    for other in others:
-        assert other.status_code == 303
-    assert "done already" in admin.open(others[-1].headers["location"]).text
+    assert "$1,234.56 moved to the payout balance" in admin.follow(admin.send(form, amount=" $1,234.56 ")).text
+    for _ in range(2):
+        assert "done already" in admin.follow(admin.send(form, amount=" $1,234.56 ")).text
     business = read_business(system, account.business)
     assert (business.balance, business.payout_balance) == (500_000 - 123_456, 1_000_000 + 123_456)
     assert actions(system, account.business) == ["business.funds_added", "business.deposited"]
@@ -242,7 +240,7 @@ def test_members_are_invited_changed_and_removed(system: System, account: Accoun
     roles = [form for form in page.forms if form.action.endswith("/members/role")]
     (promote,) = [form for form in roles if form.buttons == [("role", "admin")]]
     assert f"{other.email} is an admin now." in admin.follow(admin.send(promote)).text
-    assert other.open(settings).form("/settings/payouts")
+    assert other.open(settings).form("/settings/payouts").buttons == [("enabled", "no")]
     removals = [form for form in admin.open(settings).forms if form.action.endswith("/members/remove")]
     (remove,) = [form for form in removals if form.values["account"] == promote.values["account"]]
     assert "is not a member any more" in admin.follow(admin.send(remove)).text
@@ -378,7 +376,7 @@ def test_transactions_are_filtered_and_paged_through(system: System, account: Ac
     path = f"{base(account.business)}/transactions"
 
     def count(query: str) -> int:
-        return sum(page.text.count("@example.com −") for page in walk(admin, path + query))
+        return sum(page.text.count("@example.com \N{MINUS SIGN}") for page in walk(admin, path + query))
 
     today = datetime.now(UTC).date().isoformat()
     assert count("?email=&type=&from=&to=") == 60

@@ -2,6 +2,7 @@
 
 import re
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 from urllib.parse import quote
 from uuid import UUID
 
@@ -283,13 +284,13 @@ def test_a_new_password_ends_all_other_sessions(system: System, account: Account
     assert there.sign_in().status_code == 303
     form = here.open("/dashboard/account").form("/account")
     new = "another long password"
-    sent = {"new_password": new, "new_password_again": new}
-    wrong = here.send(form, password="not my password", **sent)
+    twice: dict[str, Any] = {"new_password": new, "new_password_again": new}
+    wrong = here.send(form, password="not my password", **twice)
     assert (wrong.status_code, "That is not your password." in wrong.text) == (422, True)
     assert here.send(form, password=PASSWORD, new_password=new, new_password_again="different").status_code == 422
     short = here.send(form, password=PASSWORD, new_password="short", new_password_again="short")
     assert "12 to 128 characters" in short.text
-    assert "The password is changed." in here.follow(here.send(form, password=PASSWORD, **sent)).text
+    assert "The password is changed." in here.follow(here.send(form, password=PASSWORD, **twice)).text
     assert there.get(base(account.business)).status_code == 303
     assert here.get(base(account.business)).status_code == 200
     assert Visitor(system, here.email).sign_in().status_code == 422

@@ -36,6 +36,12 @@ class Form:
     buttons: list[tuple[str, str]] = field(default_factory=list)
 
 
+def is_sent(given: dict[str, str]) -> bool:
+    """Tell whether an input is sent as it stands."""
+    kind = given.get("type", "")
+    return "checked" in given if kind == "radio" else kind != "file"
+
+
 class Document(HTMLParser):
     """A page's text and forms."""
 
@@ -67,9 +73,8 @@ class Document(HTMLParser):
             self._form.values[self._select] = given.get("value", "")
         elif tag == "button" and given.get("name"):
             self._form.buttons.append((given["name"], given.get("value", "")))
-        elif tag == "input" and given.get("name") and given.get("type") != "file":
-            if given.get("type") != "radio" or "checked" in given:
-                self._form.values[given["name"]] = given.get("value", "")
+        elif tag == "input" and given.get("name") and is_sent(given):
+            self._form.values[given["name"]] = given.get("value", "")
 
     def handle_endtag(self, tag: str) -> None:
         if tag == "form":
