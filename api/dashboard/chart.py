@@ -7,7 +7,7 @@ from core.money import format_dollars
 from core.overview import DayAllocated
 
 WIDTH, HEIGHT = 720, 220
-_LEFT, _RIGHT, _TOP, _BOTTOM = 76, 34, 14, 34
+_LEFT, _RIGHT, _TOP, _BOTTOM = 84, 34, 14, 34
 _GAP = 0.3
 _STEPS = (1, 2, 2.5, 5, 10)
 _LINES = 4

@@ -39,7 +39,7 @@ function keyChanged() {
   keep("payouts-key", key);
   keep("payouts-hash", hashField.value.trim());
   document.body.classList.toggle("with-live-key", isLive());
-  keyField.setAttribute("aria-invalid", problem ? "true" : "false");
+  problem ? keyField.setAttribute("aria-invalid", "true") : keyField.removeAttribute("aria-invalid");
   keyNote.className = problem ? "note problem" : isLive() ? "note live" : "note";
   keyNote.textContent = problem || (
     !key ? "No key yet. The dashboard makes them under Developers; a test key moves play money only."
