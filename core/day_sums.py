@@ -18,6 +18,8 @@ from core.tables import payout_day_sums, payout_day_sums_progress
 BUSINESSES_AT_ONCE = 1_000
 ROWS_AT_ONCE = 50_000
 """What one transaction of the periodic task looks at."""
+WRITE_MAX_S = 60.0
+"""Longer than any transaction of ours that writes to the history, unless the settings allow more."""
 FEW_ROWS = 200
 """Businesses that have at most as many rows to be summed are summed together."""
 
@@ -42,16 +44,16 @@ class Due:
 
 
 # A row's time is its transaction's beginning, so rows older than any open transaction are complete. Transactions that
-# have written nothing for a minute are only readers: those of ours that write are ended before. Sessions that we may
+# have written nothing for so long are only readers: those of ours that write are ended before. Sessions that we may
 # not look at might be such writers. Two seconds are for one that has taken its time and does not show yet.
 _CLOSED_UNTIL = sa.text("""
     SELECT LEAST(
         clock_timestamp() - CASE
-            WHEN bool_or(state IS NULL OR state = 'disabled') THEN interval '1 minute'
+            WHEN bool_or(state IS NULL OR state = 'disabled') THEN make_interval(secs => :write_max_s)
             ELSE interval '2 seconds'
         END,
         min(xact_start) FILTER (
-            WHERE backend_xid IS NOT NULL OR xact_start > clock_timestamp() - interval '1 minute'
+            WHERE backend_xid IS NOT NULL OR xact_start > clock_timestamp() - make_interval(secs => :write_max_s)
         )
     )
     FROM pg_stat_activity
@@ -190,9 +192,12 @@ def read_day_sums(connection: Connection, business_id: UUID, since: date) -> lis
     return [DaySum(row.day, TransactionType(row.type), row.rows, int(row.amount)) for row in rows]
 
 
-def read_closed_until(connection: Connection) -> datetime:
-    """Return a time before which no transaction that is still open began, and none ever will."""
-    closed_until: datetime = connection.execute(_CLOSED_UNTIL).scalar_one()
+def read_closed_until(connection: Connection, write_max_s: float = WRITE_MAX_S) -> datetime:
+    """Return a time before which no transaction began that may still write.
+
+    A transaction that writes to the history does so, or is ended, within `write_max_s`.
+    """
+    closed_until: datetime = connection.execute(_CLOSED_UNTIL, {"write_max_s": write_max_s}).scalar_one()
     return closed_until
 
 

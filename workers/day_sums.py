@@ -20,8 +20,9 @@ _FIRST = UUID(int=0)
 class DaySummer:
     """Sums what was added to the histories, in short transactions."""
 
-    def __init__(self, database: Database, *, task_s: float = _TASK_S) -> None:
+    def __init__(self, database: Database, *, transaction_timeout_s: float, task_s: float = _TASK_S) -> None:
         self._database = database
+        self._write_max_s = max(day_sums.WRITE_MAX_S, 2 * transaction_timeout_s)
         self._task_s = task_s
         self._go_on_behind = _FIRST
 
@@ -30,7 +31,7 @@ class DaySummer:
         give_up_at = time.monotonic() + self._task_s
         try:
             with self._database.transaction() as connection:
-                until = day_sums.read_closed_until(connection)
+                until = day_sums.read_closed_until(connection, self._write_max_s)
             is_last_round = self._go_on_behind == _FIRST
             while time.monotonic() < give_up_at:
                 with self._database.transaction() as connection:

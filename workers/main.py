@@ -38,7 +38,7 @@ def create_worker(settings: Settings) -> Celery:
     processor = BatchProcessor(database, locks, settings.hash_secret_bytes)
     register_tasks(celery, BatchCodec(settings.hash_secret_bytes), processor)
     register_batch_tasks(celery, PayoutBatchWorker(celery, database, locks), settings.batch_stalled_after_s)
-    register_day_sum_tasks(celery, DaySummer(database))
+    register_day_sum_tasks(celery, DaySummer(database, transaction_timeout_s=settings.transaction_timeout_s))
     return celery
 
 

@@ -177,6 +177,15 @@ def test_a_transaction_that_has_written_keeps_its_time_open(database: Database, 
     assert closed_until(database) > began
 
 
+def test_a_transaction_that_only_reads_keeps_nothing_open_for_long(database: Database) -> None:
+    with database.transaction() as connection:
+        began = connection.execute(sa.text("SELECT now()")).scalar_one()
+        time.sleep(2.5)
+        with database.transaction() as other:
+            assert read_closed_until(other) <= began
+            assert read_closed_until(other, write_max_s=1) > began
+
+
 def test_businesses_with_something_to_sum_are_found(
     database: Database, payer: Account, soon: Callable[[], datetime]
 ) -> None:

@@ -18,6 +18,10 @@ from workers.day_sums import DaySummer
 SETTLED_S = 2.2  # what is younger may still be added to
 
 
+def make_summer(database: Database, **options: float) -> DaySummer:
+    return DaySummer(database, transaction_timeout_s=2, **options)
+
+
 @pytest.fixture
 def payer(database: Database) -> Account:
     return open_account(database)
@@ -53,9 +57,9 @@ def test_each_task_goes_on_with_the_next_businesses(database: Database, monkeypa
     accounts = [open_account(database) for _ in range(3)]
     time.sleep(SETTLED_S)
     monkeypatch.setattr("core.day_sums.BUSINESSES_AT_ONCE", 2)
-    DaySummer(database, task_s=0).work()
+    make_summer(database, task_s=0).work()
     assert all(count_kept(database, account.business.id) == 0 for account in accounts)
-    summer = DaySummer(database)
+    summer = make_summer(database)
     for _ in range(2):
         summer.work()
         for account in accounts:
@@ -67,27 +71,27 @@ def test_an_outage_is_one_line_and_caught_up_later(
     database: Database, payer: Account, caplog: pytest.LogCaptureFixture
 ) -> None:
     with Database("postgresql://user:hidden-word@127.0.0.1:1/none", transaction_timeout_s=1) as unreachable:
-        DaySummer(unreachable).work()
+        make_summer(unreachable).work()
     (record,) = caplog.records
     assert "the sums by day are not kept for now" in record.getMessage()
     assert "hidden-word" not in caplog.text
     time.sleep(SETTLED_S)
-    DaySummer(database).work()
+    make_summer(database).work()
     assert count_kept(database, payer.business.id) == 1
     assert read_sums(database, payer.business.id, date(2020, 1, 1)) == read_plain_sums(database, payer.business.id)
 
 
 def test_a_business_that_another_worker_sums_is_left_to_it(database: Database, payer: Account) -> None:
     time.sleep(SETTLED_S)
-    DaySummer(database).work()
+    make_summer(database).work()
     allocate(database, allocation_of(payer))
     with database.transaction() as connection:
         connection.execute(
             sa.text("SELECT FROM payout_day_sums_progress WHERE business_id = :id FOR UPDATE"),
             {"id": payer.business.id},
         )
-        DaySummer(database).work()
+        make_summer(database).work()
         assert count_kept(database, payer.business.id) == 1
     time.sleep(SETTLED_S)
-    DaySummer(database).work()
+    make_summer(database).work()
     assert count_kept(database, payer.business.id) == 2
