@@ -22,7 +22,7 @@ from api.dashboard.pages import (
 )
 from api.dashboard.password_threads import PasswordThreads
 from api.dashboard.sessions import Notice, looks_like_random_id, new_random_id
-from api.dashboard.sign_in_tries import SignInTries, Try
+from api.dashboard.sign_in_tries import SignInTries, Try, network_of
 from api.security_headers import local_path, redirect
 from core import accounts, changes
 from core.accounts import PASSWORD_CHARACTERS_MIN, Account, Invitation, PasswordError
@@ -95,13 +95,15 @@ class _People:
         session = await self._pages.find_session(request)
         if session is not None and await self._is_alive(session):
             return redirect(request, wanted)
-        return await self._make_form(request, "sign_in.html", {"next": wanted, "email": "", "error": None})
+        is_signed_out = request.query_params.get("signed-out") == "yes"
+        values = {"next": wanted, "email": "", "error": None, "is_signed_out": is_signed_out}
+        return await self._make_form(request, "sign_in.html", values)
 
     async def sign_in(self, request: AnyRequest) -> AnyResponse:
         """Begin a session for whoever knows the password."""
         values = await self._read_visitors_form(request)
         typed, password = values.get("email", "").strip()[:_TYPED_MAX_CHARACTERS], values.get("password", "")
-        shown = {"next": _wanted(values.get("next")), "email": typed}
+        shown = {"next": _wanted(values.get("next")), "email": typed, "is_signed_out": False}
         made = await self._try(request, typed)
         if made.wait_s:
             error = f"There were too many tries. Try again in {_write_wait(made.wait_s)}."
@@ -111,7 +113,7 @@ class _People:
         account = await self._passwords.run(lambda database: accounts.check_password(database, typed, password))
         if account is None:
             return await self._make_form(request, "sign_in.html", {**shown, "error": _WRONG}, 422)
-        return await self._begin(request, account, made, shown["next"])
+        return await self._begin(request, account, made, _wanted(values.get("next")))
 
     async def sign_out(self, request: AnyRequest) -> AnyResponse:
         """End the session. Who is signed out already is where they want to be."""
@@ -204,7 +206,7 @@ class _People:
 
     async def _try(self, request: AnyRequest, email: str) -> Try:
         """Count a try, by the e-mail in the one spelling that stands for all."""
-        address = request.client.host if request.client else ""
+        address = network_of(request.client.host if request.client else "")
         return await self._tries.take(normalise_email(email) or email.lower(), address, read_cookie(request, DEVICE))
 
     async def _is_alive(self, session: Any) -> bool:

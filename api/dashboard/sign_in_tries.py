@@ -9,9 +9,11 @@ import hashlib
 import hmac
 import secrets
 from dataclasses import dataclass
+from ipaddress import IPv6Address, IPv6Network, ip_address
 
 from redis.asyncio import Redis
 
+_IPV6_PREFIX_BITS = 64
 _FORGOTTEN_AFTER_S = 24 * 3600
 
 # KEYS: counters; ARGV: the time to forget, then for each counter the free tries and the longest wait, in seconds.
@@ -63,6 +65,19 @@ class Try:
     wait_s: int
     """0, or how long to wait; then the try must not be made, and is counted nowhere."""
     counters: tuple[str, ...]
+
+
+def network_of(address: str) -> str:
+    """Return what stands for one place: an IPv4 address, or the 64 bits of an IPv6 address that a provider gives."""
+    try:
+        parsed = ip_address(address)
+    except ValueError:
+        return address
+    if isinstance(parsed, IPv6Address):
+        if parsed.ipv4_mapped is not None:
+            return str(parsed.ipv4_mapped)
+        return str(IPv6Network((int(parsed), _IPV6_PREFIX_BITS), strict=False))
+    return str(parsed)
 
 
 class SignInTries:

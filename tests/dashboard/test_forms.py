@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from api.dashboard.chart import draw_days
 from api.dashboard.forms import ForeignFormError, FormError, parse_upload, read_dollars
+from api.dashboard.sign_in_tries import network_of
 from core.money import BALANCE_MAX_CENTS, format_decimal, format_dollars
 from core.overview import DayAllocated
 
@@ -55,6 +56,21 @@ def test_a_file_is_read_byte_by_byte() -> None:
     assert sent.file_names == {"file": "a é.csv"}
     with pytest.raises(ForeignFormError):
         parse_upload(body[:-20], "multipart/form-data; boundary=boundary")
+
+
+@pytest.mark.parametrize(
+    ("address", "network"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2::", "2001:db8:1:2::/64"),
+        ("testclient", "testclient"),
+        ("", ""),
+    ],
+)
+def test_tries_are_counted_by_what_one_place_has(address: str, network: str) -> None:
+    assert network_of(address) == network
 
 
 @given(st.binary(max_size=300))

@@ -94,7 +94,7 @@ class Visitor:
 
     def __init__(self, system: System, email: str = "", *, https: bool = False) -> None:
         self.email = email
-        headers = {"X-Forwarded-For": f"2001:db8::{secrets.token_hex(2)}"}
+        headers = {"X-Forwarded-For": f"2001:db8:{secrets.token_hex(2)}:{secrets.token_hex(2)}::1"}
         if https:
             headers["X-Forwarded-Proto"] = "https"
         self.client = system.client(headers=headers)
