@@ -23,7 +23,7 @@ Row = TypeVar("Row")
 Place = TypeVar("Place")
 
 CarryOut = Callable[[Callable[[Connection, UUID], Any]], Awaitable[Any]]
-"""Carries work out for a business, with its id, in a transaction; answers a refusal where nothing may be carried out."""
+"""Carries work out for a business, with its id, in a transaction; answers a refusal where nothing may be done."""
 
 _ROWS_AT_ONCE = 2_000
 _EXPORTS_MAX = 8

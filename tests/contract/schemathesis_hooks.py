@@ -1,5 +1,5 @@
-"""What schemathesis is told beyond the document: which texts are e-mails, CSV and NDJSON by the product's rules, and that
-no two rows of a batch bear the same reference, which JSON Schema has no word for."""
+"""What schemathesis is told beyond the document: which texts are e-mails, CSV and NDJSON by the product's rules, and
+that no two rows of a batch bear the same reference, which JSON Schema has no word for."""
 
 from typing import Any
 

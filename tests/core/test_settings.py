@@ -70,7 +70,7 @@ def test_every_mistake_is_reported_and_names_its_variable() -> None:
         database_url="mysql://user:db-password@host/name",
         redis_url="",
         broker_url="sqs://broker-password@",
-        hash_secret="hash secret of",  # noqa: S106 (too short to be one)
+        hash_secret="hash secret of",
         batch_max="many",
         in_flight_max="0",
         resend_after_s="-1",
