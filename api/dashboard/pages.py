@@ -9,14 +9,15 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 from uuid import UUID
 
 from litestar import Request, Response
 from litestar.exceptions import HTTPException
 from redis.exceptions import RedisError
 from sqlalchemy import Connection
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from api.calls import DatabaseThreads
 from api.dashboard.cookies import SESSION, delete_cookie, read_cookie
@@ -30,7 +31,7 @@ from core.accounts import Account, Membership, Role
 from core.audit import Actor, AlreadyRecordedError
 from core.businesses import Business
 from core.credentials import Mode
-from core.database import describe_error
+from core.database import describe_error, is_connection_error
 from core.errors import UserError
 from core.ids import IdKind, format_id, parse_id
 
@@ -237,7 +238,8 @@ class Pages:
         shown = _explain(error)
         if shown.status_code == 500:
             logger.error("a page was answered 500: %s", describe_error(error))
-        values = {"title": shown.title, "text": shown.text, "is_signed_out": isinstance(error, SignedOutError)}
+        sign_in = _sign_in_again(request) if isinstance(error, SignedOutError) else None
+        values = {"title": shown.title, "text": shown.text, "sign_in": sign_in}
         html = self._renderer.render("error.html", values)
         return page(request, html, shown.status_code, headers=shown.headers)
 
@@ -291,6 +293,13 @@ def not_found() -> PageError:
     return PageError(404, "There is no such page", "The address is wrong, or what it names is not yours.")
 
 
+def _sign_in_again(request: AnyRequest) -> str:
+    """Return where to sign in, and come back to the page whose form was sent."""
+    sent_from = urlsplit(request.headers.get("referer", ""))
+    is_ours = sent_from.netloc == request.headers.get("host") and sent_from.path.startswith(f"{HOME}/")
+    return f"{SIGN_IN}?{urlencode({'next': sent_from.path})}" if is_ours else SIGN_IN
+
+
 def _explain(error: Exception) -> PageError:
     if isinstance(error, PageError):
         return error
@@ -303,7 +312,7 @@ def _explain(error: Exception) -> PageError:
     if isinstance(error, TooManyWaitingError):
         text = "The server has a lot to do. Try again in a moment."
         return PageError(429, "Too many requests", text, {"Retry-After": "1"})
-    if isinstance(error, RedisError | SQLAlchemyError | TimeoutError | OSError):
+    if _is_away(error):
         logger.warning("a page was answered 503: %s", describe_error(error))
         text = (
             "A part of the system does not answer. Try again in a moment; if you were changing something, look "
@@ -311,20 +320,25 @@ def _explain(error: Exception) -> PageError:
         )
         return PageError(503, "Not available right now", text, {"Retry-After": "5"})
     if isinstance(error, HTTPException):
-        if error.status_code in {404, 405}:
-            return (
-                not_found()
-                if error.status_code == 404
-                else PageError(
-                    405,
-                    "This cannot be done here",
-                    "Open the page again.",
-                    {"Allow": (error.headers or {}).get("allow", "")},
-                )
-            )
-        if error.status_code == 413:
-            text = "The upload is larger than 32 MB, the most that one batch may have. Nothing was done."
-            return PageError(413, "The file is too large", text)
-        if error.status_code < 500:
-            return PageError(error.status_code, "The request was not understood", "Open the page again.")
+        return _explain_status(error)
+    return PageError(500, "Something went wrong", "The error was logged. Try again in a moment.")
+
+
+def _is_away(error: Exception) -> bool:
+    """Tell whether Redis or PostgreSQL is out of reach, or has kept somebody waiting for too long."""
+    kinds = RedisError | OperationalError | PoolTimeoutError | TimeoutError | OSError
+    return isinstance(error, kinds) or is_connection_error(error)
+
+
+def _explain_status(error: HTTPException) -> PageError:
+    if error.status_code == 404:
+        return not_found()
+    if error.status_code == 405:
+        allowed = {"Allow": (error.headers or {}).get("allow", "")}
+        return PageError(405, "This cannot be done here", "Open the page again.", allowed)
+    if error.status_code == 413:
+        text = "Nothing was done. The file of a batch may have 32 MB, and what is typed into a form, much less."
+        return PageError(413, "This is too large", text)
+    if error.status_code < 500:
+        return PageError(error.status_code, "The request was not understood", "Open the page again.")
     return PageError(500, "Something went wrong", "The error was logged. Try again in a moment.")

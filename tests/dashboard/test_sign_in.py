@@ -194,9 +194,14 @@ def test_an_ended_session_does_nothing_and_says_so(system: System, account: Acco
     settings = f"{base(account.business)}/settings"
     form = visitor.open(settings).form("/settings/payouts")
     end_sessions(servers, system)
-    response = visitor.send(form)
+    response = visitor.client.post(form.action, data=form.values, headers={"Referer": f"{system.base_url}{settings}"})
     assert response.status_code == 401
-    assert "You are signed out" in response.text
+    page = Document(response.text)
+    assert "You are signed out" in page.text
+    assert page.links == [f"/dashboard/sign-in?next={quote(settings, safe='')}"]
+    elsewhere = {"Referer": f"https://evil.example{settings}"}
+    response = visitor.client.post(form.action, data=form.values, headers=elsewhere)
+    assert Document(response.text).links == ["/dashboard/sign-in"]
     with system.database.transaction() as connection:
         assert list_entries(connection, account.business.id, 10) == []
     assert visitor.get(settings).headers["location"] == f"/dashboard/sign-in?next={quote(settings, safe='')}"
