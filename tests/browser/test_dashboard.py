@@ -338,6 +338,7 @@ def test_keys_are_rolled_and_revoked(
     assert client.get("/balance", headers=new).status_code == 200
     page.get_by_role("link", name="I have kept it").click()
     press(page, "Revoke", is_asked=java_script)
+    expect_notice(page, "is revoked")
     assert client.get("/balance", headers=new).status_code == 401
 
 

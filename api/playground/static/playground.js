@@ -7,7 +7,7 @@ const FIRST_HEADERS = [
 ];
 const HINTS = {
   401: "The key or the payout hash is missing, or it is not live. Enter it above.",
-  403: "An admin enables payouts in the dashboard's settings, or with `payouts business enable`.",
+  403: "An admin enables payouts in the settings of the dashboard.",
   413: "Send several smaller ones.",
   422: "Take a new key for another call.",
   429: "Wait as long as Retry-After says, then send it again.",
