@@ -1,41 +1,32 @@
 """The commands for administrators: businesses, keys, users, migrations, and proving the books."""
 
-import json
-import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
-from functools import wraps
-from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import rich_click as click
-import sqlalchemy as sa
-from psycopg.errors import UndefinedTable
 from sqlalchemy import Connection
 
-from api.data_dir import DEFAULT_DATA_DIR, DataDir, DataDirError
-from core import api_keys, businesses, payout_batches, payout_users
+from api.admin_members import member
+from api.admin_options import admin_options, find_business, format_time, patient_admin_options, print_document
+from core import api_keys, businesses, changes, payout_batches, payout_users
 from core.api_keys import ApiKey
+from core.audit import COMMAND_LINE
 from core.businesses import Business, BusinessError
 from core.credentials import KeyKind
-from core.database import Database, describe_error, read_clock_us
-from core.errors import UserError
+from core.database import Database, read_clock_us
+from core.day_sums import forget_sums
 from core.ids import IdKind, format_id, parse_id
-from core.logs import Logs
 from core.money import BALANCE_MAX_CENTS, format_dollars
 from core.payout_batches import PayoutBatch, PayoutBatchError
 from core.payout_users import PayoutUser, UserStatus
 from core.schema import migrate as run_migrations
-from core.settings import load_database_url, variable_name, warn_of_unknown_variables
 from core.verification import verify as run_verification
 
-Document = dict[str, Any] | list[dict[str, Any]]
-_DATABASE_URL = variable_name("database_url")
-_DATABASE_POOLER = variable_name("database_pooler")
 _DURATION = re.compile(r"([0-9]{1,7})([smhd])\Z")
 _DURATION_UNITS = {
     "s": timedelta(seconds=1),
@@ -47,72 +38,16 @@ _GRACE_MAX = timedelta(days=365)
 _BATCHES_SHOWN_MAX = 100
 
 
-class DatabaseCommandError(UserError):
-    """The database did not do what a command asked of it."""
-
-
-def _explain(error: sa.exc.SQLAlchemyError) -> str:
-    if isinstance(error, sa.exc.ProgrammingError) and isinstance(error.orig, UndefinedTable):
-        return "the database has no Payouts tables yet; run: payouts migrate"
-    if isinstance(error, sa.exc.OperationalError | sa.exc.TimeoutError):
-        return f"PostgreSQL cannot be reached; is `payouts up` running? ({describe_error(error)})"
-    return f"PostgreSQL refused: {describe_error(error)}"
-
-
-def _admin_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add `--json` and `--data-dir`; the command gets `as_json` and an open `database`."""
-
-    @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-    @click.option(
-        "--data-dir",
-        type=click.Path(path_type=Path, file_okay=False),
-        help=f"Find the database that `payouts up` runs there (without {_DATABASE_URL}: {DEFAULT_DATA_DIR}).",
-    )
-    @wraps(command)
-    def wrapper(*args: Any, data_dir: Path | None, **kwargs: Any) -> None:
-        Logs.configure_command(os.environ.get(variable_name("log_format"), ""))
-        try:
-            with _open_database(data_dir) as database:
-                command(*args, database=database, **kwargs)
-        except sa.exc.SQLAlchemyError as error:
-            raise DatabaseCommandError(_explain(error)) from None
-
-    return wrapper
-
-
-def _open_database(data_dir: Path | None) -> Database:
-    warn_of_unknown_variables()
-    variables: Mapping[str, str] = os.environ
-    url = load_database_url()
-    if data_dir is not None or not url:
-        path = data_dir or DEFAULT_DATA_DIR
-        variables = DataDir(path).read_settings()
-        url = load_database_url(variables)
-        if not url:
-            text = f"{path} holds no database yet: run `payouts up --data-dir {path}`, or set {_DATABASE_URL}"
-            raise DataDirError(text)
-    pooler = variables.get(_DATABASE_POOLER, "").strip()
-    return Database(url, transaction_timeout_s=None, pooler=pooler)
-
-
-def _print(document: Document, lines: Iterator[str] | list[str], *, as_json: bool) -> None:
-    if as_json:
-        click.echo(json.dumps(document, indent=2, ensure_ascii=False))
-    else:
-        for line in lines:
-            click.echo(line)
-
-
 @click.command()
-@_admin_options
+@patient_admin_options
 def migrate(*, database: Database, as_json: bool) -> None:
     """Bring the database to this version's schema."""
     revision = run_migrations(database)
-    _print({"revision": revision}, [f"The database is at revision {revision}."], as_json=as_json)
+    print_document({"revision": revision}, [f"The database is at revision {revision}."], as_json=as_json)
 
 
 @click.command()
-@_admin_options
+@patient_admin_options
 def verify(*, database: Database, as_json: bool) -> None:
     """Prove that the books balance; exit code 1 where they do not."""
     with database.snapshot() as connection:
@@ -126,7 +61,7 @@ def verify(*, database: Database, as_json: bool) -> None:
         f"{verdict}: {found.businesses} businesses (test twins included), {found.payout_users} payout users, "
         f"{found.transactions} transactions."
     )
-    _print(asdict(found) | {"balanced": found.balanced}, lines, as_json=as_json)
+    print_document(asdict(found) | {"balanced": found.balanced}, lines, as_json=as_json)
     if not found.balanced:
         sys.exit(1)
 
@@ -140,13 +75,13 @@ def business() -> None:
 @click.argument("name")
 @click.option("--funds", type=click.IntRange(0, BALANCE_MAX_CENTS), default=0, metavar="CENTS", help="First funding.")
 @click.option("--enable-payouts", is_flag=True, help="Switch payouts on at once.")
-@_admin_options
+@admin_options
 def business_create(name: str, funds: int, enable_payouts: bool, *, database: Database, as_json: bool) -> None:
     """Create a business and its test twin, with a secret and a public key each, which are shown this once."""
     with database.transaction() as connection:
-        created = businesses.create_business(connection, name, payouts_enabled=enable_payouts)
+        created = changes.create_business(connection, COMMAND_LINE, name, payouts_enabled=enable_payouts)
         if funds:
-            created = businesses.fund_business(connection, created.id, funds)
+            created = changes.fund_business(connection, COMMAND_LINE, created.id, funds)
         keys = {
             f"{prefix}{kind}_key": api_keys.create_api_key(connection, owner_id, kind)[1]
             for prefix, owner_id in (("", created.id), ("test_", created.twin_id))
@@ -155,11 +90,11 @@ def business_create(name: str, funds: int, enable_payouts: bool, *, database: Da
     lines = [*_describe_business(created)]
     lines += [f"  {name.replace('_', ' '):<16} {key}" for name, key in keys.items()]
     lines.append("The keys are shown only now. Those for tests move play money, of a business of their own.")
-    _print(_business_document(created) | keys, lines, as_json=as_json)
+    print_document(_business_document(created) | keys, lines, as_json=as_json)
 
 
 @business.command("list")
-@_admin_options
+@admin_options
 def business_list(*, database: Database, as_json: bool) -> None:
     """List all businesses."""
     with database.transaction() as connection:
@@ -169,7 +104,7 @@ def business_list(*, database: Database, as_json: bool) -> None:
         f"{'enabled ' if each.payouts_enabled else 'disabled'}  {each.name}"
         for each in found
     ]
-    _print(
+    print_document(
         [_business_document(each) for each in found],
         lines or ["There are no businesses yet."],
         as_json=as_json,
@@ -180,13 +115,13 @@ def _business_action(
     action: Callable[[Connection, UUID], Business], business_ref: str, database: Database, *, as_json: bool
 ) -> None:
     with database.transaction() as connection:
-        changed = action(connection, _find_business(connection, business_ref).id)
-    _print(_business_document(changed), _describe_business(changed), as_json=as_json)
+        changed = action(connection, find_business(connection, business_ref).id)
+    print_document(_business_document(changed), _describe_business(changed), as_json=as_json)
 
 
 @business.command("show")
 @click.argument("business_ref", metavar="BUSINESS")
-@_admin_options
+@admin_options
 def business_show(business_ref: str, *, database: Database, as_json: bool) -> None:
     """Show a business, by id or name."""
     _business_action(businesses.get_business, business_ref, database, as_json=as_json)
@@ -194,11 +129,11 @@ def business_show(business_ref: str, *, database: Database, as_json: bool) -> No
 
 @business.command("enable")
 @click.argument("business_ref", metavar="BUSINESS")
-@_admin_options
+@admin_options
 def business_enable(business_ref: str, *, database: Database, as_json: bool) -> None:
     """Switch payouts on."""
     _business_action(
-        lambda connection, id_: businesses.set_payouts_enabled(connection, id_, enabled=True),
+        lambda connection, id_: changes.set_payouts_enabled(connection, COMMAND_LINE, id_, enabled=True),
         business_ref,
         database,
         as_json=as_json,
@@ -207,11 +142,11 @@ def business_enable(business_ref: str, *, database: Database, as_json: bool) -> 
 
 @business.command("disable")
 @click.argument("business_ref", metavar="BUSINESS")
-@_admin_options
+@admin_options
 def business_disable(business_ref: str, *, database: Database, as_json: bool) -> None:
     """Switch payouts off."""
     _business_action(
-        lambda connection, id_: businesses.set_payouts_enabled(connection, id_, enabled=False),
+        lambda connection, id_: changes.set_payouts_enabled(connection, COMMAND_LINE, id_, enabled=False),
         business_ref,
         database,
         as_json=as_json,
@@ -221,15 +156,41 @@ def business_disable(business_ref: str, *, database: Database, as_json: bool) ->
 @business.command("fund")
 @click.argument("business_ref", metavar="BUSINESS")
 @click.argument("amount_cents", metavar="CENTS", type=click.IntRange(1, BALANCE_MAX_CENTS))
-@_admin_options
+@admin_options
 def business_fund(business_ref: str, amount_cents: int, *, database: Database, as_json: bool) -> None:
-    """Add cents to the payout balance."""
+    """Add cents from outside to the payout balance."""
     _business_action(
-        lambda connection, id_: businesses.fund_business(connection, id_, amount_cents),
+        lambda connection, id_: changes.fund_business(connection, COMMAND_LINE, id_, amount_cents),
         business_ref,
         database,
         as_json=as_json,
     )
+
+
+@business.command("deposit")
+@click.argument("business_ref", metavar="BUSINESS")
+@click.argument("amount_cents", metavar="CENTS", type=click.IntRange(1, BALANCE_MAX_CENTS))
+@admin_options
+def business_deposit(business_ref: str, amount_cents: int, *, database: Database, as_json: bool) -> None:
+    """Add cents from outside to the main balance, from which members fund payouts in the dashboard."""
+    _business_action(
+        lambda connection, id_: changes.deposit(connection, COMMAND_LINE, id_, amount_cents),
+        business_ref,
+        database,
+        as_json=as_json,
+    )
+
+
+@business.command("recount")
+@click.argument("business_ref", metavar="BUSINESS")
+@admin_options
+def business_recount(business_ref: str, *, database: Database, as_json: bool) -> None:
+    """Have the dashboard's sums by day counted anew, where `payouts verify` finds them wrong."""
+    with database.transaction() as connection:
+        found = find_business(connection, business_ref)
+        forget_sums(connection, found.id)
+    lines = ["The workers count anew; until they have, the dashboard reads the history itself."]
+    print_document(_business_document(found), lines, as_json=as_json)
 
 
 @click.group()
@@ -242,50 +203,51 @@ def key() -> None:
 @click.option("--test", "is_test", is_flag=True, help="A key for the business's test twin.")
 @click.option("--public", "is_public", is_flag=True, help="A public key in place of a secret one.")
 @click.option("--name", default="", help="What the key is for.")
-@_admin_options
+@admin_options
 def key_create(
     business_ref: str, is_test: bool, is_public: bool, name: str, *, database: Database, as_json: bool
 ) -> None:
     """Create an API key, which is shown this once."""
     kind = KeyKind.PUBLIC if is_public else KeyKind.SECRET
     with database.transaction() as connection:
-        owner = _find_business(connection, business_ref)
-        created, text = api_keys.create_api_key(connection, owner.twin_id if is_test else owner.id, kind, name)
+        owner = find_business(connection, business_ref)
+        owner_id = owner.twin_id if is_test else owner.id
+        created, text = changes.create_api_key(connection, COMMAND_LINE, owner_id, kind, name)
     document = _api_key_document(created) | {f"{kind}_key": text}
-    _print(document, [f"{format_id(IdKind.API_KEY, created.id)}  {text}  (shown only now)"], as_json=as_json)
+    print_document(document, [f"{format_id(IdKind.API_KEY, created.id)}  {text}  (shown only now)"], as_json=as_json)
 
 
 @key.command("list")
 @click.argument("business_ref", metavar="BUSINESS")
-@_admin_options
+@admin_options
 def key_list(business_ref: str, *, database: Database, as_json: bool) -> None:
     """List a business's API keys, those of its test twin and revoked ones too."""
     with database.transaction() as connection:
-        found = api_keys.list_api_keys(connection, _find_business(connection, business_ref).id)
+        found = api_keys.list_api_keys(connection, find_business(connection, business_ref).id)
         now = datetime.fromtimestamp(read_clock_us(connection) / 1_000_000, UTC)
     lines = [
         f"{format_id(IdKind.API_KEY, each.id)}  {each.mode}  {each.kind}  …{each.last4}  {_describe_life(each, now)}"
         f"{'  ' + each.name if each.name else ''}"
         for each in found
     ]
-    _print([_api_key_document(each) for each in found], lines, as_json=as_json)
+    print_document([_api_key_document(each) for each in found], lines, as_json=as_json)
 
 
 def _describe_life(each: ApiKey, now: datetime) -> str:
-    used = f"last used {_time(each.last_used_at)}" if each.last_used_at else "never used"
+    used = f"last used {format_time(each.last_used_at)}" if each.last_used_at else "never used"
     if each.revoked_at is None:
-        return f"live since {_time(each.created_at)}, {used}"
-    return f"{'revoked' if each.revoked_at <= now else 'works until'} {_time(each.revoked_at)}, {used}"
+        return f"live since {format_time(each.created_at)}, {used}"
+    return f"{'revoked' if each.revoked_at <= now else 'works until'} {format_time(each.revoked_at)}, {used}"
 
 
 @key.command("revoke")
 @click.argument("key_id", metavar="KEY_ID")
-@_admin_options
+@admin_options
 def key_revoke(key_id: str, *, database: Database, as_json: bool) -> None:
     """Revoke an API key: it moves no money from now on."""
     with database.transaction() as connection:
-        revoked = api_keys.revoke_api_key(connection, _parse_key_id(key_id))
-    _print(_api_key_document(revoked), [f"{key_id} is revoked."], as_json=as_json)
+        revoked = changes.revoke_api_key(connection, COMMAND_LINE, None, _parse_key_id(key_id))
+    print_document(_api_key_document(revoked), [f"{key_id} is revoked."], as_json=as_json)
 
 
 @key.command("roll")
@@ -297,15 +259,16 @@ def key_revoke(key_id: str, *, database: Database, as_json: bool) -> None:
     callback=lambda _context, _option, text: _parse_duration(text),
     help="How much longer the old key works, such as 90s, 30m, 24h or 7d. Without it, it ends at once.",
 )
-@_admin_options
+@admin_options
 def key_roll(key_id: str, grace: timedelta, *, database: Database, as_json: bool) -> None:
     """Replace an API key by a new one with the same kind and name, which is shown this once."""
     with database.transaction() as connection:
-        created, text, old = api_keys.roll_api_key(connection, _parse_key_id(key_id), grace=grace)
+        id_ = _parse_key_id(key_id)
+        created, text, old = changes.roll_api_key(connection, COMMAND_LINE, None, id_, grace=grace)
     document = _api_key_document(created) | {f"{created.kind}_key": text, "replaces": _api_key_document(old)}
-    end = f"works until {_time(old.revoked_at)}" if grace and old.revoked_at else "is revoked"
+    end = f"works until {format_time(old.revoked_at)}" if grace and old.revoked_at else "is revoked"
     lines = [f"{format_id(IdKind.API_KEY, created.id)}  {text}  (shown only now)", f"{key_id} {end}."]
-    _print(document, lines, as_json=as_json)
+    print_document(document, lines, as_json=as_json)
 
 
 def _parse_key_id(key_id: str) -> UUID:
@@ -332,7 +295,7 @@ def user() -> None:
 
 @user.command("show")
 @click.argument("words", metavar="[BUSINESS] EMAIL", nargs=-1, required=True)
-@_admin_options
+@admin_options
 def user_show(words: tuple[str, ...], *, database: Database, as_json: bool) -> None:
     """Show a payout user by e-mail, in any spelling; name the business where several have such a user."""
     with database.transaction() as connection:
@@ -341,7 +304,7 @@ def user_show(words: tuple[str, ...], *, database: Database, as_json: bool) -> N
 
 @user.command("activate")
 @click.argument("words", metavar="[BUSINESS] EMAIL", nargs=-1, required=True)
-@_admin_options
+@admin_options
 def user_activate(words: tuple[str, ...], *, database: Database, as_json: bool) -> None:
     """Let a payout user's hash in again."""
     _set_user_status(words, UserStatus.ACTIVE, database, as_json=as_json)
@@ -349,7 +312,7 @@ def user_activate(words: tuple[str, ...], *, database: Database, as_json: bool) 
 
 @user.command("deactivate")
 @click.argument("words", metavar="[BUSINESS] EMAIL", nargs=-1, required=True)
-@_admin_options
+@admin_options
 def user_deactivate(words: tuple[str, ...], *, database: Database, as_json: bool) -> None:
     """Lock a payout user's hash out. Allocations to the user go on, and the money waits."""
     _set_user_status(words, UserStatus.INACTIVE, database, as_json=as_json)
@@ -358,7 +321,7 @@ def user_deactivate(words: tuple[str, ...], *, database: Database, as_json: bool
 def _set_user_status(words: tuple[str, ...], status: UserStatus, database: Database, *, as_json: bool) -> None:
     with database.transaction() as connection:
         found = _find_user(connection, words)
-        changed = payout_users.set_status(connection, found.business_id, found.id, status)
+        changed = changes.set_user_status(connection, COMMAND_LINE, found.business_id, found.id, status)
         _print_user(changed or found, as_json=as_json)
 
 
@@ -367,7 +330,7 @@ def _find_user(connection: Connection, words: tuple[str, ...]) -> PayoutUser:
     if len(business_ref) > 1:
         text = "Expected: [BUSINESS] EMAIL"
         raise BusinessError(text)
-    business_id = _find_business(connection, business_ref[0]).id if business_ref else None
+    business_id = find_business(connection, business_ref[0]).id if business_ref else None
     return payout_users.find_payout_user(connection, business_id, email)
 
 
@@ -376,24 +339,10 @@ def _print_user(found: PayoutUser, *, as_json: bool) -> None:
         f"{format_id(IdKind.PAYOUT_USER, found.id)}  {found.email}",
         f"  balance          {format_dollars(found.balance)}",
         f"  status           {found.status}",
-        f"  created          {_time(found.created_at)}",
-        f"  updated          {_time(found.updated_at)}",
+        f"  created          {format_time(found.created_at)}",
+        f"  updated          {format_time(found.updated_at)}",
     ]
-    _print(_user_document(found), lines, as_json=as_json)
-
-
-def _find_business(connection: Connection, reference: str) -> Business:
-    id_ = parse_id(IdKind.BUSINESS, reference)
-    found = businesses.find_business(connection, id_) if id_ else None
-    found = found or businesses.find_business_by_name(connection, reference)
-    if found is None:
-        text = f"There is no business with the id or name {reference!r}."
-        raise BusinessError(text)
-    return found
-
-
-def _time(value: datetime) -> str:
-    return value.isoformat().replace("+00:00", "Z")
+    print_document(_user_document(found), lines, as_json=as_json)
 
 
 def _describe_business(each: Business) -> list[str]:
@@ -416,7 +365,8 @@ def _business_document(each: Business) -> dict[str, Any]:
         "payout_balance": each.payout_balance,
         "reserved_balance": each.reserved_balance,
         "payouts_enabled": each.payouts_enabled,
-        "created_at": _time(each.created_at),
+        "low_balance_threshold": each.low_balance_threshold,
+        "created_at": format_time(each.created_at),
     }
 
 
@@ -428,9 +378,9 @@ def _api_key_document(each: ApiKey) -> dict[str, Any]:
         "kind": each.kind,
         "last4": each.last4,
         "name": each.name,
-        "created_at": _time(each.created_at),
-        "last_used_at": _time(each.last_used_at) if each.last_used_at else None,
-        "revoked_at": _time(each.revoked_at) if each.revoked_at else None,
+        "created_at": format_time(each.created_at),
+        "last_used_at": format_time(each.last_used_at) if each.last_used_at else None,
+        "revoked_at": format_time(each.revoked_at) if each.revoked_at else None,
     }
 
 
@@ -442,8 +392,8 @@ def _user_document(each: PayoutUser) -> dict[str, Any]:
         "balance": each.balance,
         "currency": "USD",
         "status": each.status,
-        "created_at": _time(each.created_at),
-        "updated_at": _time(each.updated_at),
+        "created_at": format_time(each.created_at),
+        "updated_at": format_time(each.updated_at),
     }
 
 
@@ -454,35 +404,37 @@ def batch() -> None:
 
 @batch.command("list")
 @click.argument("business_ref", metavar="BUSINESS")
-@_admin_options
+@admin_options
 def batch_list(business_ref: str, *, database: Database, as_json: bool) -> None:
     """List a business's newest payout batches, up to a hundred."""
     with database.transaction() as connection:
-        owner = _find_business(connection, business_ref)
+        owner = find_business(connection, business_ref)
         found = payout_batches.list_batches(connection, owner.id, limit=_BATCHES_SHOWN_MAX)
     lines = [line for each in found for line in _describe_batch(each)[:1]]
-    _print([_batch_document(each) for each in found], lines or ["There are no payout batches yet."], as_json=as_json)
+    print_document(
+        [_batch_document(each) for each in found], lines or ["There are no payout batches yet."], as_json=as_json
+    )
 
 
 @batch.command("show")
 @click.argument("batch_id", metavar="BATCH_ID")
-@_admin_options
+@admin_options
 def batch_show(batch_id: str, *, database: Database, as_json: bool) -> None:
     """Show a payout batch."""
     with database.transaction() as connection:
         found = _find_batch(connection, batch_id)
-    _print(_batch_document(found), _describe_batch(found), as_json=as_json)
+    print_document(_batch_document(found), _describe_batch(found), as_json=as_json)
 
 
 @batch.command("cancel")
 @click.argument("batch_id", metavar="BATCH_ID")
-@_admin_options
+@admin_options
 def batch_cancel(batch_id: str, *, database: Database, as_json: bool) -> None:
     """Stop a payout batch: what it has not paid yet goes back to the payout balance."""
     with database.transaction() as connection:
         found = _find_batch(connection, batch_id)
-        cancelled = payout_batches.cancel(connection, found.business_id, found.id)
-    _print(_batch_document(cancelled), _describe_batch(cancelled), as_json=as_json)
+        cancelled = changes.cancel_batch(connection, COMMAND_LINE, found.business_id, found.id)
+    print_document(_batch_document(cancelled), _describe_batch(cancelled), as_json=as_json)
 
 
 def _find_batch(connection: Connection, batch_id: str) -> PayoutBatch:
@@ -498,8 +450,8 @@ def _describe_batch(each: PayoutBatch) -> list[str]:
     paid = f"{format_dollars(each.allocated_amount)} of {format_dollars(each.amount)}"
     return [
         f"{format_id(IdKind.BATCH, each.id)}  {each.status:<10}  {each.processed} of {each.total} rows, {paid}",
-        f"  created          {_time(each.created_at)}",
-        f"  last worked on   {_time(each.updated_at)}",
+        f"  created          {format_time(each.created_at)}",
+        f"  last worked on   {format_time(each.updated_at)}",
     ]
 
 
@@ -512,9 +464,9 @@ def _batch_document(each: PayoutBatch) -> dict[str, Any]:
         "amount": each.amount,
         "processed": each.processed,
         "allocated_amount": each.allocated_amount,
-        "created_at": _time(each.created_at),
-        "updated_at": _time(each.updated_at),
-        "finished_at": _time(each.finished_at) if each.finished_at else None,
+        "created_at": format_time(each.created_at),
+        "updated_at": format_time(each.updated_at),
+        "finished_at": format_time(each.finished_at) if each.finished_at else None,
     }
 
 
@@ -524,5 +476,6 @@ COMMANDS: dict[str, click.Command] = {
     "key": key,
     "user": user,
     "batch": batch,
+    "member": member,
     "verify": verify,
 }

@@ -19,6 +19,7 @@ from api.batch_intake import BatchIntake
 from api.batches import batch_routes
 from api.calls import BusinessCalls, DatabaseThreads
 from api.clock import DatabaseClock
+from api.dashboard.routes import Dashboard
 from api.dispatcher import Dispatcher
 from api.health import Readiness, health_routes
 from api.lists import Lists
@@ -26,8 +27,10 @@ from api.metrics import Exporter, metrics_route
 from api.openapi import openapi_route
 from api.payout_hash import payout_hash_routes
 from api.payout_users import payout_user_routes
+from api.playground.pages import Playground
 from api.publisher import Publisher, make_instance_prefix
 from api.rate_limit import RateLimiter, add_rate_limit
+from api.recent_requests import RecentRequests
 from api.replies import Replies
 from api.request_log import RequestLines, RequestLog, note_of
 from api.responses import Refusal
@@ -65,7 +68,7 @@ _REFUSAL_BY_STATUS = {
 }
 
 
-def create_app(settings: Settings, *, with_traces: bool = False) -> Litestar:
+def create_app(settings: Settings, recent_requests: RecentRequests, *, with_traces: bool = False) -> Litestar:
     """Make the application with everything it needs."""
     if with_traces:
         start_tracing("web")
@@ -92,6 +95,8 @@ def create_app(settings: Settings, *, with_traces: bool = False) -> Litestar:
     lists = Lists(calls)
     batch_database = Database.from_settings(settings, transaction_timeout_s=BATCH_TIMEOUT_S, pool_size=2)
     intake = BatchIntake(batch_database, celery, settings.hash_secret_bytes)
+    dashboard = Dashboard(settings, lists, intake, recent_requests)
+    playground = Playground()
     settler = Settler(database, timeout_s=settings.settle_timeout_s)
     dispatcher = Dispatcher(settings, clock, publisher, replies, settler)
     readiness = Readiness(database, celery, replies, dispatcher)
@@ -111,6 +116,7 @@ def create_app(settings: Settings, *, with_traces: bool = False) -> Litestar:
             dispatcher.keep_probing(),
             authenticator.keep_uses_written(),
             exporter.keep_counting(),
+            recent_requests.keep_flushed(),
         )
         background = [asyncio.create_task(work) for work in endless]
         try:
@@ -121,14 +127,21 @@ def create_app(settings: Settings, *, with_traces: bool = False) -> Litestar:
             await asyncio.to_thread(authenticator.write_uses)
             exporter.close()
             readiness.close()
+            await recent_requests.close()
             settler.close()
             threads.close()
             intake.close()
+            await dashboard.close()
             publisher.close()
             authenticator.close()
             await redis.aclose()
             batch_database.close()
             database.close()
+
+    def answer_http_exception(request: Request[Any, Any, Any], error: HTTPException) -> Response[Any]:
+        if dashboard.answers(request):
+            return dashboard.answer_error(request, error)
+        return (playground.answer_error if playground.answers(request) else _answer_http_exception)(request, error)
 
     create_payout = payouts.create_payout_route(
         database,
@@ -150,13 +163,15 @@ def create_app(settings: Settings, *, with_traces: bool = False) -> Litestar:
         metrics_route(exporter),
         openapi_route(),
     ]
-    lines = RequestLines(path for handler in handlers for path in handler.paths)
+    pages = [dashboard.router, playground.router]
+    paths = [path for handler in handlers for path in handler.paths]
+    lines = RequestLines([*paths, *(route.path_format for router in pages for route in router.routes)])
     app = Litestar(
-        handlers,
+        [*handlers, *pages],
         plugins=[make_plugin(lines.mask)] if with_traces else [],
         lifespan=[lifespan],
         before_send=[add_rate_limit],
-        exception_handlers={HTTPException: _answer_http_exception, Exception: _answer_unexpected},
+        exception_handlers={HTTPException: answer_http_exception, Exception: _answer_unexpected},
         logging_config=None,
         openapi_config=None,
         request_max_body_size=settings.request_body_max_bytes,
@@ -193,10 +208,12 @@ def create_app_from_environment() -> ASGIApp:
     except UserError as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(error.exit_code)
-    return add_request_log(create_app(settings, with_traces=is_wanted()), settings)
+    recent_requests = RecentRequests(settings)
+    app = create_app(settings, recent_requests, with_traces=is_wanted())
+    return add_request_log(app, settings, recent_requests)
 
 
-def add_request_log(app: Litestar, settings: Settings) -> ASGIApp:
+def add_request_log(app: Litestar, settings: Settings, recent_requests: RecentRequests) -> ASGIApp:
     """Have this process log, and each of the application's requests with it."""
     lines = RequestLines(route.path_format for route in app.routes)
     writer = Logs.configure_in_background(
@@ -204,7 +221,9 @@ def add_request_log(app: Litestar, settings: Settings) -> ASGIApp:
     )
     warn_where_missing()
     is_logged = settings.access_log and settings.log_level in {"debug", "info"}
-    return RequestLog(app, writer if is_logged else None, with_probes=settings.log_level == "debug")
+    return RequestLog(
+        app, writer if is_logged else None, recent_requests.note, with_probes=settings.log_level == "debug"
+    )
 
 
 def _answer_http_exception(_: Request[Any, Any, Any], error: HTTPException) -> Response[Any]:

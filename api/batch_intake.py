@@ -3,13 +3,15 @@
 import asyncio
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import copy_context
+from typing import TypeVar
 from uuid import UUID
 
 from celery import Celery
+from sqlalchemy import Connection
 
 from api import responses
 from api.authentication import Identity, find_refusal
@@ -23,10 +25,11 @@ from core.businesses import lock_business
 from core.database import DATABASE_ERRORS, Database
 from core.ids import IdKind, format_id, new_id
 from core.messages import Outcome
-from core.payout_batches import Accepted, Offer
+from core.payout_batches import Accepted, Offer, PayoutBatch
 from workers.app import send_chunk
 
 logger = logging.getLogger(__name__)
+Found = TypeVar("Found")
 
 _AT_ONCE_MAX = 2
 _ENTERED_MAX = 12  # of 32 MiB each at most
@@ -94,6 +97,21 @@ class BatchIntake:
             deadline,
         )
 
+    async def accept_offer(self, offer: Offer, record: Callable[[Connection, PayoutBatch], None]) -> Accepted | Refusal:
+        """Accept rows that were checked, or say why not; `record` writes who did it, in the same transaction.
+
+        Raises:
+            TimeoutError: it took too long; nothing was accepted.
+            UserError: `record` raised it; nothing was accepted.
+
+        """
+        return await self.run(lambda check_time: self._accept_offer(offer, check_time, record))
+
+    async def run(self, work: Callable[[Callable[[], None]], Found]) -> Found:
+        """Do something that takes as long as the rows of a batch; it is given what ends it when its time is over."""
+        deadline = time.monotonic() + self._timeout_s
+        return await asyncio.get_running_loop().run_in_executor(self._executor, work, lambda: _check(deadline))
+
     def close(self) -> None:
         """Let go of the threads."""
         self._executor.shutdown(wait=False, cancel_futures=True)
@@ -116,9 +134,15 @@ class BatchIntake:
         if not isinstance(rows, list):
             return refusal or (responses.NOT_AN_OBJECT if isinstance(rows, NotAnObject) else rows)
         offer = Offer.of(identity.business_id, identity.api_key_id, rows, idempotency_key)
+        return self._accept_offer(offer, lambda: _check(deadline), lambda *_: None)
+
+    def _accept_offer(
+        self, offer: Offer, check_time: Callable[[], None], record: Callable[[Connection, PayoutBatch], None]
+    ) -> Accepted | Refusal:
+        check_time()
         answer = self._database.read(lambda connection: payout_batches.find_obstacle(connection, offer))
         if answer is None:
-            answer = self._load(offer, deadline)
+            answer = self._load(offer, check_time, record)
         if isinstance(answer, Outcome):
             return REFUSAL_BY_OUTCOME[answer]
         if not answer.is_replay:
@@ -127,7 +151,9 @@ class BatchIntake:
             self._tell_workers(answer)
         return answer
 
-    def _load(self, offer: Offer, deadline: float) -> Accepted | Outcome:
+    def _load(
+        self, offer: Offer, check_time: Callable[[], None], record: Callable[[Connection, PayoutBatch], None]
+    ) -> Accepted | Outcome:
         batch_id = new_id()
         try:
             with self._database.transaction() as connection:
@@ -135,7 +161,8 @@ class BatchIntake:
                 answer = payout_batches.accept(connection, offer, batch_id)
                 if isinstance(answer, Outcome) or answer.is_replay:
                     raise _NotAcceptedError(answer)
-                _check(deadline)
+                record(connection, answer.batch)
+                check_time()
                 return answer
         except _NotAcceptedError as refused:
             return refused.answer

@@ -47,7 +47,7 @@ def batch_routes(calls: BusinessCalls, lists: Lists, intake: BatchIntake, hash_s
     async def list_results(request: AnyRequest, batch_id: str) -> AnyResponse:
         parameters = Parameters.from_query(request.query_params.multi_items())
         behind, limit = parameters.results_cursor(), parameters.limit()
-        listing = _results(batch_id, hash_secret)
+        listing = results_listing(batch_id, hash_secret)
         return await lists.answer(request, parameters.errors, listing, behind, limit)
 
     return [list_or_create_batches, get_batch, list_results]
@@ -103,7 +103,9 @@ _BATCHES: Listing[PayoutBatch, UUID] = Listing(
 )
 
 
-def _results(batch_id: str, hash_secret: bytes) -> Listing[BatchResult, int]:
+def results_listing(batch_id: str, hash_secret: bytes | None) -> Listing[BatchResult, int]:
+    """Return the list of a batch's rows; without the secret, without hashes."""
+
     def read(connection: Connection, business_id: UUID, behind: int | None, limit: int) -> list[BatchResult] | Refusal:
         batch = _find(connection, business_id, batch_id)
         if batch is None:
@@ -111,8 +113,9 @@ def _results(batch_id: str, hash_secret: bytes) -> Listing[BatchResult, int]:
         return payout_batches.list_results(connection, batch, limit=limit, behind=behind)
 
     def document(row: BatchResult) -> documents.BatchRow:
-        is_allocated = row.outcome is RowOutcome.ALLOCATED
-        hash_ = payout_hash(hash_secret, row.business_id, row.email) if is_allocated else None
+        hash_ = None
+        if hash_secret is not None and row.outcome is RowOutcome.ALLOCATED:
+            hash_ = payout_hash(hash_secret, row.business_id, row.email)
         return documents.BatchRow.of(row, hash_)
 
     def csv_row(row: BatchResult) -> Iterable[Any]:

@@ -3,7 +3,7 @@
 import csv
 import io
 import re
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Generic, TypeVar
@@ -14,13 +14,16 @@ from litestar.response import Stream
 from sqlalchemy import Connection
 
 from api import documents, responses
-from api.authentication import Identity
 from api.calls import AnyRequest, BusinessCalls
+from api.dispatcher import TooManyWaitingError
 from api.responses import AnyResponse, Refusal
 from api.validation import FieldErrors
 
 Row = TypeVar("Row")
 Place = TypeVar("Place")
+
+CarryOut = Callable[[Callable[[Connection, UUID], Any]], Awaitable[Any]]
+"""Carries work out for a business, with its id, in a transaction; answers a refusal where nothing may be done."""
 
 _ROWS_AT_ONCE = 2_000
 _EXPORTS_MAX = 8
@@ -69,7 +72,10 @@ class Lists:
             return identity.response()
         media_type = find_media_type(request.headers.get("accept", ""))
         if not errors and media_type != JSON:
-            return await self._export(identity, listing, _WRITERS[media_type])
+            try:
+                return await self.export(lambda work: self._calls.carry_out(identity, work), listing, media_type)
+            except TooManyWaitingError:
+                return responses.TOO_MANY_REQUESTS.response()
 
         def read(connection: Connection, business_id: UUID) -> responses.Answer:
             if errors:
@@ -79,11 +85,18 @@ class Lists:
 
         return responses.respond(await self._calls.carry_out(identity, read))
 
-    async def _export(self, identity: Identity, listing: Listing[Row, Place], writer: "_Writer") -> AnyResponse:
+    async def export(self, carry_out: CarryOut, listing: Listing[Row, Place], media_type: str) -> AnyResponse:
+        """Answer with all rows, in CSV or NDJSON.
+
+        Raises:
+            TooManyWaitingError: there are too many exports under way.
+
+        """
         if self._exports >= _EXPORTS_MAX:
-            return responses.TOO_MANY_REQUESTS.response()
+            raise TooManyWaitingError
         self._exports += 1
-        parts = self._read_all(identity, listing, writer)
+        writer = _WRITERS[media_type]
+        parts = self._read_all(carry_out, listing, writer)
         try:
             first = await anext(parts)  # what goes wrong at once gets a status of its own
         except BaseException:
@@ -114,7 +127,7 @@ class Lists:
         await parts.aclose()
 
     async def _read_all(
-        self, identity: Identity, listing: Listing[Row, Place], writer: "_Writer"
+        self, carry_out: CarryOut, listing: Listing[Row, Place], writer: "_Writer"
     ) -> AsyncIterator[bytes | Refusal]:
         """Read some thousand rows at a time, each time in a transaction of its own: none waits for a slow caller."""
         head = writer.write_head(listing)
@@ -131,7 +144,7 @@ class Lists:
                 end = listing.place_of(rows[-1]) if len(rows) == _ROWS_AT_ONCE else None
                 return writer.write_rows(listing, rows), end
 
-            found = await self._calls.carry_out(identity, read)
+            found = await carry_out(read)
             if isinstance(found, Refusal):
                 yield found
                 return

@@ -140,9 +140,9 @@ def make_document() -> _Json:
         "paths": {
             payouts.PATH: {"post": _create_payout()},
             balance.PATH: {"get": _get_balance()},
-            payout_hash.USER_PATH: _own("PayoutUser", documents.OwnUser, _OWN_USER),
+            payout_hash.USER_PATH: _own("OwnUser", documents.OwnUser, _OWN_USER),
             payout_hash.HISTORY_PATH: _own(
-                "PayoutHistory", documents.Page[documents.OwnTransaction], _page(_OWN_TRANSACTION), is_list=True
+                "OwnHistory", documents.Page[documents.OwnTransaction], _page(_OWN_TRANSACTION), is_list=True
             ),
             payout_users.PATH: {"get": _list_users()},
             _path(payout_users.ITEM_PATH): {"get": _get_user(), "patch": _update_user()},
@@ -294,9 +294,11 @@ def _create_batch() -> _Json:
     )
     body["content"]["text/csv"] = {
         "schema": {"type": "string", "description": "The columns email, amount and, if you like, reference"},
+        "example": "email,amount,reference\nuser@example.com,10000,order-1234\n",
     }
     body["content"]["application/x-ndjson"] = {
         "schema": {"type": "string", "description": "A row of `allocations` per line"},
+        "example": '{"email": "user@example.com", "amount": 10000, "reference": "order-1234"}\n',
     }
     wrong = "allocations.17.email"
     return _operation(

@@ -1,10 +1,16 @@
 """What `payouts up` does with SQLAlchemy and Alembic, which take long to import."""
 
+import secrets
+from dataclasses import dataclass
+
 from sqlalchemy.exc import SQLAlchemyError
 
 from api.data_dir import DataDir
-from core.api_keys import create_api_key, find_secret_keys
-from core.businesses import create_business, find_business_by_name, fund_business
+from core import accounts, changes
+from core.accounts import Role
+from core.api_keys import find_secret_keys
+from core.audit import COMMAND_LINE
+from core.businesses import Business, find_business_by_name
 from core.credentials import KeyKind, digest_of
 from core.database import Database, describe_error
 from core.errors import UserError
@@ -14,33 +20,66 @@ from core.settings import Settings
 
 DEMO_NAME = "Demo"
 DEMO_FUNDS_CENTS = 100_000_000
+DEMO_EMAIL = "demo@example.com"
+_PASSWORD_BYTES = 12
 
 
 class PreparationError(UserError):
     """The database that the settings name cannot be used."""
 
 
-def prepare_database(settings: Settings, data_dir: DataDir) -> str:
-    """Migrate, and return the secret key of the demo business, which is created the first time."""
+@dataclass(frozen=True, slots=True)
+class DemoAccess:
+    """What opens the demo business: its API, and its dashboard."""
+
+    secret_key: str
+    email: str
+    password: str | None
+    """None where somebody has changed it."""
+
+
+def prepare_database(settings: Settings, data_dir: DataDir) -> DemoAccess:
+    """Migrate, and return what opens the demo business, which is created the first time."""
     try:
         with Database(settings.database_url, transaction_timeout_s=None, pooler=settings.database_pooler) as database:
             wait_until_reachable(database, settings.startup_timeout_s)
             migrate(database)
-            return _find_or_make_demo_key(database, data_dir)
+            demo, key = _find_or_make_demo(database, data_dir)
+            return DemoAccess(key, DEMO_EMAIL, _find_or_make_password(database, data_dir, demo))
     except SQLAlchemyError as error:
         text = f"the database of PAYOUTS_DATABASE_URL cannot be used: {describe_error(error)}"
         raise PreparationError(text) from None
 
 
-def _find_or_make_demo_key(database: Database, data_dir: DataDir) -> str:
+def _find_or_make_demo(database: Database, data_dir: DataDir) -> tuple[Business, str]:
     with database.transaction() as connection:
-        key = data_dir.read_secret("demo_key")
-        if key is not None and find_secret_keys(connection, [digest_of(key)]):
-            return key
         demo = find_business_by_name(connection, DEMO_NAME)
         if demo is None:
-            demo = create_business(connection, DEMO_NAME, payouts_enabled=True)
-            fund_business(connection, demo.id, DEMO_FUNDS_CENTS)
-        _, key = create_api_key(connection, demo.id, KeyKind.SECRET)
+            demo = changes.create_business(connection, COMMAND_LINE, DEMO_NAME, payouts_enabled=True)
+            changes.fund_business(connection, COMMAND_LINE, demo.id, DEMO_FUNDS_CENTS)
+            changes.deposit(connection, COMMAND_LINE, demo.id, DEMO_FUNDS_CENTS)
+        key = data_dir.read_secret("demo_key")
+        if key is not None and find_secret_keys(connection, [digest_of(key)]):
+            return demo, key
+        _, key = changes.create_api_key(connection, COMMAND_LINE, demo.id, KeyKind.SECRET)
     data_dir.write_secret("demo_key", key)
-    return key
+    return demo, key
+
+
+def _find_or_make_password(database: Database, data_dir: DataDir, demo: Business) -> str | None:
+    """Return the password of the demo business's member; None where somebody has changed it."""
+    password = data_dir.read_secret("demo_password")
+    with database.transaction() as connection:
+        account = accounts.find_account_by_email(connection, DEMO_EMAIL)
+    if password is not None and account is not None:
+        return password if accounts.check_password(database, DEMO_EMAIL, password) else None
+    password = password or secrets.token_urlsafe(_PASSWORD_BYTES)
+    data_dir.write_secret("demo_password", password)
+    if account is not None:
+        # Of another data directory, whose password is not known here.
+        accounts.set_password(database, account, password)
+        return password
+    with database.transaction() as connection:
+        token = changes.invite_member(connection, COMMAND_LINE, demo.id, DEMO_EMAIL, Role.ADMIN)
+    changes.accept_invitation(database, token, password)
+    return password

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from decimal import Decimal
-from io import BufferedReader
+from io import BufferedReader, BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from core.payout_batches import BODY_MAX_BYTES, REFERENCE_MAX_CHARACTERS, ROWS_M
 _Fields = dict[str, Any]
 
 _MISTAKES_SHOWN_MAX = 20
+_CHECK_TIME_EVERY = 1_000
 _FIELDS = ("email", "amount", "reference")
 _SHOWN_MAX_CHARACTERS = 40
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)\Z")
@@ -101,24 +102,36 @@ def read_file(path: Path, *, in_dollars: bool) -> PushFile:
         PushError: with what is wrong, by line.
 
     """
-    checker = _Checker(in_dollars=in_dollars)
+    checker = _Checker(in_dollars=in_dollars, dollars_hint="with --decimal")
     try:
         with path.open("rb") as file:
-            is_ndjson = _is_ndjson(path, file)
-            lines = _decode_lines(file)
-            for line, fields in _read_ndjson(lines) if is_ndjson else _read_csv(lines):
-                checker.add(line, fields)
-        if not checker.count:
-            text = "The file is empty." if is_ndjson else "The file has no rows, only the names of the columns."
-            raise FileError(text)
-    except FileError as error:
-        checker.refuse(str(error))
+            for _ in checker.add_all(path, file):
+                pass
     except OSError as error:
         text = f"{path} cannot be read: {error.strerror}"
         raise PushError(text) from None
     if checker.mistakes:
         raise PushError(_write_mistakes(checker.mistakes))
     return PushFile(path, checker.rows, checker.lines)
+
+
+def check_upload(
+    name: str, body: bytes, *, in_dollars: bool, mistakes_max: int, check_time: Callable[[], None]
+) -> tuple[list[PushRow], list[str]]:
+    """Check the rows of a file that somebody sent as one batch; return them, and the first mistakes, by line.
+
+    Every thousand rows, `check_time` may raise to end it.
+    """
+    checker = _Checker(in_dollars=in_dollars, dollars_hint="in the form above")
+    for count in checker.add_all(Path(name), BufferedReader(BytesIO(body))):
+        if count % _CHECK_TIME_EVERY == 1:
+            check_time()
+        if count > ROWS_MAX:
+            checker.refuse(f"The file has more than {ROWS_MAX:,} rows, the most that one batch may have.")
+            break
+        if len(checker.mistakes) >= mistakes_max:
+            break
+    return checker.rows, checker.mistakes
 
 
 def _write_mistakes(mistakes: list[str]) -> str:
@@ -196,13 +209,30 @@ def _parse_object(text: str) -> _Fields | str:
 class _Checker:
     """Checks row after row, and collects the good ones and what is wrong with the others."""
 
-    def __init__(self, *, in_dollars: bool) -> None:
+    def __init__(self, *, in_dollars: bool, dollars_hint: str) -> None:
         self.rows: list[PushRow] = []
         self.lines: list[int] = []
         self.mistakes: list[str] = []
         self.count = 0
         self._in_dollars = in_dollars
+        self._dollars_hint = dollars_hint
         self._line_by_reference: dict[str, int] = {}
+
+    def add_all(self, path: Path, file: BufferedReader) -> Iterator[int]:
+        """Take all rows of a file, one at a time; yield how many there are so far."""
+        is_ndjson = _is_ndjson(path, file)
+        lines = _decode_lines(file)
+        try:
+            for line, fields in _read_ndjson(lines) if is_ndjson else _read_csv(lines):
+                self.add(line, fields)
+                yield self.count
+        except FileError as error:
+            self.refuse(str(error))
+        else:
+            if not self.count:
+                self.refuse(
+                    "The file is empty." if is_ndjson else "The file has no rows, only the names of the columns."
+                )
 
     def add(self, line: int, fields: _Fields | str) -> None:
         """Take the next row, or what is wrong with it as a whole."""
@@ -234,7 +264,7 @@ class _Checker:
         return mistakes or PushRow(**values)
 
     def _read_amount(self, value: Any) -> int:
-        return _read_amount(value, in_dollars=self._in_dollars)
+        return _read_amount(value, in_dollars=self._in_dollars, dollars_hint=self._dollars_hint)
 
     def _read_reference(self, value: Any, line: int) -> str | None:
         if value is None or (isinstance(value, str) and not value.strip()):
@@ -265,7 +295,7 @@ def _read_email(value: Any) -> str:
     return email
 
 
-def _read_amount(value: Any, *, in_dollars: bool) -> int:
+def _read_amount(value: Any, *, in_dollars: bool, dollars_hint: str) -> int:
     """Return an amount in cents from its text, which is in cents or in dollars."""
     text = value.strip() if isinstance(value, str) else value
     if text is None or text == "":
@@ -276,7 +306,7 @@ def _read_amount(value: Any, *, in_dollars: bool) -> int:
         raise _FieldError(error)
     _, point, decimals = text.partition(".")
     if point and not in_dollars:
-        error = f"the amount {_show(text)} has a decimal point: amounts are in cents, or with --decimal in dollars"
+        error = f"the amount {_show(text)} has a decimal point: amounts are in cents, or {dollars_hint} in dollars"
         raise _FieldError(error)
     if len(decimals) > 2:
         error = f"the amount {_show(text)} has more than two decimals"

@@ -6,7 +6,7 @@ The line is made in the log's thread. A request costs its caller the noting of w
 import os
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Any
 from uuid import UUID
@@ -57,10 +57,21 @@ def note_of(scope: Any) -> RequestNote:
 
 
 class RequestLog:
-    """Outermost of the ASGI applications: decides the request id, adds it to the response, and writes the line."""
+    """Outermost of the ASGI applications: decides the request id, adds it to the response, and writes the line.
 
-    def __init__(self, app: ASGIApp, writer: LineWriter | None, *, with_probes: bool = False) -> None:
+    Whoever wants to know of the requests besides, gets their notes.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        writer: LineWriter | None,
+        tell: Callable[[RequestNote], None] = lambda _: None,
+        *,
+        with_probes: bool = False,
+    ) -> None:
         self._app = app
+        self._tell = tell
         self._writer = writer
         self._left_out = () if with_probes else _PROBES
 
@@ -81,12 +92,13 @@ class RequestLog:
         try:
             await self._app(scope, receive, send_with_id)
         finally:
+            note.duration_s = time.perf_counter() - begun
+            note.time = time.time()
+            note.method = scope["method"]
+            note.path = path
+            note.route = scope.get("path_template")
+            self._tell(note)
             if self._writer is not None and path not in self._left_out:
-                note.duration_s = time.perf_counter() - begun
-                note.time = time.time()
-                note.method = scope["method"]
-                note.path = path
-                note.route = scope.get("path_template")
                 self._writer.add(note)
 
 

@@ -35,7 +35,7 @@ def transaction_routes(calls: BusinessCalls, lists: Lists) -> list[HTTPRouteHand
             since=parameters.since(),
             until=parameters.until(),
         )
-        return await lists.answer(request, parameters.errors, _listing(selection), behind, limit)
+        return await lists.answer(request, parameters.errors, transactions_listing(selection), behind, limit)
 
     @get(ITEM_PATH)
     async def get_transaction(request: AnyRequest, transaction_id: str) -> AnyResponse:
@@ -46,7 +46,9 @@ def transaction_routes(calls: BusinessCalls, lists: Lists) -> list[HTTPRouteHand
     return [list_transactions, get_transaction]
 
 
-def _listing(selection: Selection) -> Listing[Transaction, Position]:
+def transactions_listing(selection: Selection) -> Listing[Transaction, Position]:
+    """Return the list of the rows that are selected."""
+
     def read(connection: Connection, business_id: UUID, behind: Position | None, limit: int) -> list[Transaction]:
         return history.list_transactions(connection, business_id, selection, limit=limit, behind=behind)
 

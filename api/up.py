@@ -80,13 +80,21 @@ def run_up(host: str, port: int, data_path: Path, *, with_flower: bool = True) -
         # The processes take seconds to import what they need, and the web process waits for the migrations.
         from api import preparation
 
-        demo_key = preparation.prepare_database(settings, data_dir)
+        demo = preparation.prepare_database(settings, data_dir)
         base_url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         data_dir.write_settings(variables | {"PAYOUTS_URL": base_url})
         _wait_until_ready(base_url, supervisor, stop_asked)
         if not stop_asked.is_set():
             funds = format_dollars(preparation.DEMO_FUNDS_CENTS)
-            _print_ready(base_url, demo_key, funds, data_path, settings if with_flower else None)
+            password = demo.password or "as it was set there"
+            _print_ready(
+                base_url,
+                demo.secret_key,
+                f"{demo.email}, password: {password}",
+                funds,
+                data_path,
+                settings if with_flower else None,
+            )
         stop_asked.wait()
         print_line("Stopping …")
 
@@ -198,7 +206,9 @@ def _find_problem(base_url: str) -> str | None:
     return None
 
 
-def _print_ready(base_url: str, demo_key: str, funds: str, data_path: Path, flower: Settings | None) -> None:
+def _print_ready(
+    base_url: str, demo_key: str, sign_in: str, funds: str, data_path: Path, flower: Settings | None
+) -> None:
     seen = ""
     if flower is not None:
         seen = f"""
@@ -214,6 +224,9 @@ Payouts is ready: {base_url}
     -H 'Authorization: Bearer {demo_key}' \\
     -H 'Content-Type: application/json' \\
     -d '{{"email": "user@example.com", "amount": 10000}}'
+
+  Its dashboard: {base_url}/dashboard
+  Sign in with e-mail: {sign_in}
 {seen}
   Data: {data_path}. Ctrl-C stops everything.
 """)

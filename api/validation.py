@@ -12,10 +12,22 @@ from core.money import ALLOCATION_MAX_CENTS
 
 FieldErrors = dict[str, list[str]]
 
+_REQUIRED = "The {} field is required."
+_EMAIL_STRING = "The {} must be a string."
 _EMAIL_FORMAT = "The {} must be a valid email address."
+_EMAIL_MAX = f"The {{}} may not be greater than {EMAIL_MAX_CHARACTERS} characters."
+_AMOUNT_INTEGER = "The {} must be an integer."
 _AMOUNT_MIN = "The {} must be at least 1."
+_AMOUNT_MAX = f"The {{}} may not be greater than {ALLOCATION_MAX_CENTS}."
+
+EMAIL_REQUIRED = _REQUIRED.format("email")
+EMAIL_STRING = _EMAIL_STRING.format("email")
 EMAIL_FORMAT = _EMAIL_FORMAT.format("email")
+EMAIL_MAX = _EMAIL_MAX.format("email")
+AMOUNT_REQUIRED = _REQUIRED.format("amount")
+AMOUNT_INTEGER = _AMOUNT_INTEGER.format("amount")
 AMOUNT_MIN = _AMOUNT_MIN.format("amount")
+AMOUNT_MAX = _AMOUNT_MAX.format("amount")
 
 _EXPONENT_DIGITS_MAX = 6
 
@@ -81,28 +93,28 @@ def _parse_slowly(body: bytes) -> PayoutRequest | FieldErrors | NotAnObject:
 def check_email(value: Any, name: str = "email") -> tuple[str, list[str]]:
     """Return the normalised e-mail, or what every rule that it breaks has to say."""
     if is_missing(value):
-        return "", [f"The {name} field is required."]
+        return "", [_REQUIRED.format(name)]
     if not isinstance(value, str):
-        return "", [f"The {name} must be a string.", _EMAIL_FORMAT.format(name)]
+        return "", [_EMAIL_STRING.format(name), _EMAIL_FORMAT.format(name)]
     trimmed = value.strip()
     email = normalise_email(trimmed)
     errors = [_EMAIL_FORMAT.format(name)] if email is None else []
     if len(trimmed) > EMAIL_MAX_CHARACTERS:
-        errors.append(f"The {name} may not be greater than {EMAIL_MAX_CHARACTERS} characters.")
+        errors.append(_EMAIL_MAX.format(name))
     return email or "", errors
 
 
 def check_amount(value: Any, name: str = "amount") -> tuple[int, list[str]]:
     """Return the amount in cents, or what every rule that it breaks has to say; numbers are decimals."""
     if is_missing(value):
-        return 0, [f"The {name} field is required."]
+        return 0, [_REQUIRED.format(name)]
     if not isinstance(value, Decimal):
-        return 0, [f"The {name} must be an integer."]
-    errors = [] if value == value.to_integral_value() else [f"The {name} must be an integer."]
+        return 0, [_AMOUNT_INTEGER.format(name)]
+    errors = [] if value == value.to_integral_value() else [_AMOUNT_INTEGER.format(name)]
     if value < 1:
         errors.append(_AMOUNT_MIN.format(name))
     if value > ALLOCATION_MAX_CENTS:
-        errors.append(f"The {name} may not be greater than {ALLOCATION_MAX_CENTS}.")
+        errors.append(_AMOUNT_MAX.format(name))
     return 0 if errors else int(value), errors
 
 

@@ -123,16 +123,21 @@ class BatchResult:
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """What a business hands in: rows that were checked, and the idempotency key that came with them."""
+    """What a business hands in: rows that were checked, and the idempotency key that came with them.
+
+    By a member, whose role the caller has checked, it comes without an API key.
+    """
 
     business_id: UUID
-    api_key_id: UUID
+    api_key_id: UUID | None
     rows: Sequence[BatchRow]
     idempotency_key: str | None
     digest: bytes
 
     @classmethod
-    def of(cls, business_id: UUID, api_key_id: UUID, rows: Sequence[BatchRow], idempotency_key: str | None) -> "Offer":
+    def of(
+        cls, business_id: UUID, api_key_id: UUID | None, rows: Sequence[BatchRow], idempotency_key: str | None
+    ) -> "Offer":
         """Make an offer; its digest tells whether another one with the same key is the same."""
         digest = hashlib.sha256()
         for row in rows:  # all at once would take as much memory again
@@ -224,7 +229,7 @@ _KEY_HAS_PAID = sa.text("""
 
 def find_obstacle(connection: Connection, offer: Offer) -> Accepted | Outcome | None:
     """Tell without locks what would keep an offer from being accepted, so that no rows are loaded in vain."""
-    standing = find_standing(connection, offer.business_id, offer.api_key_id)
+    standing = _find_standing(connection, offer)
     if standing is Outcome.UNAUTHORIZED:
         return standing
     replay = _find_replay(connection, offer)
@@ -264,7 +269,7 @@ def accept(connection: Connection, offer: Offer, batch_id: UUID) -> Accepted | O
     Anything but a new batch is for the caller to roll back, rows and all.
     """
     business = lock_business(connection, offer.business_id)
-    standing = find_standing(connection, offer.business_id, offer.api_key_id)
+    standing = _find_standing(connection, offer)
     if standing is Outcome.UNAUTHORIZED:
         return standing
     replay = _find_replay(connection, offer)
@@ -420,6 +425,13 @@ def find_open(connection: Connection) -> OpenBatches:
         rows += status_rows
         idle_s = max(idle_s, float(status_idle_s))
     return OpenBatches(count_by_status, rows, idle_s)
+
+
+def _find_standing(connection: Connection, offer: Offer) -> Outcome | None:
+    if offer.api_key_id is not None:
+        return find_standing(connection, offer.business_id, offer.api_key_id)
+    query = sa.select(businesses.c.payouts_enabled).where(businesses.c.id == offer.business_id)
+    return None if connection.execute(query).scalar_one() else Outcome.PAYOUTS_DISABLED
 
 
 def _find_replay(connection: Connection, offer: Offer) -> Accepted | Outcome | None:

@@ -1,8 +1,10 @@
 """Payout users, as their business and they themselves see them. Each function runs inside the caller's transaction."""
 
+import unicodedata
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -12,6 +14,8 @@ from core.credentials import Mode
 from core.emails import normalise_email
 from core.errors import UserError
 from core.tables import businesses, payout_users
+
+_LAST_CHARACTER = "\U0010ffff"
 
 
 class PayoutUserError(UserError):
@@ -23,6 +27,15 @@ class UserStatus(StrEnum):
 
     ACTIVE = "active"
     INACTIVE = "inactive"
+
+
+class UserOrder(StrEnum):
+    """The orders in which users can be paged through, whatever their number: those that have an index."""
+
+    NEWEST = "newest"
+    OLDEST = "oldest"
+    EMAIL = "email"
+    EMAIL_DESCENDING = "-email"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +85,50 @@ def list_payout_users(
         query = query.where(payout_users.c.id < behind)
     rows = connection.execute(query.order_by(payout_users.c.id.desc()).limit(limit))
     return [_payout_user(row) for row in rows]
+
+
+def browse_payout_users(
+    connection: Connection,
+    business_id: UUID,
+    *,
+    prefix: str = "",
+    order: UserOrder = UserOrder.NEWEST,
+    limit: int,
+    behind: PayoutUser | None = None,
+) -> list[PayoutUser]:
+    """Return up to `limit` users of a business in an order, from the start or from behind a user.
+
+    `prefix` selects those whose e-mail begins with it; they come by e-mail, since any other order would sort them all.
+    So would an order by balance, for which no index is kept: every allocation would have to write it.
+    """
+    order = order_of(prefix, order)
+    query = payout_users.select().where(payout_users.c.business_id == business_id)
+    start = _email_prefix(prefix)
+    if start is None:
+        return []
+    if start:
+        query = query.where(payout_users.c.email >= start, payout_users.c.email < start + _LAST_CHARACTER)
+    is_by_email = order in {UserOrder.EMAIL, UserOrder.EMAIL_DESCENDING}
+    column: sa.Column[Any] = payout_users.c.email if is_by_email else payout_users.c.id
+    is_descending = order in {UserOrder.NEWEST, UserOrder.EMAIL_DESCENDING}
+    if behind is not None:
+        place = behind.email if is_by_email else behind.id
+        query = query.where(column < place if is_descending else column > place)
+    rows = connection.execute(query.order_by(column.desc() if is_descending else column).limit(limit))
+    return [_payout_user(row) for row in rows]
+
+
+def order_of(prefix: str, order: UserOrder) -> UserOrder:
+    """Return the order in which `browse_payout_users` gives what it is asked for."""
+    is_by_email = order in {UserOrder.EMAIL, UserOrder.EMAIL_DESCENDING}
+    return UserOrder.EMAIL if prefix.strip() and not is_by_email else order
+
+
+def _email_prefix(text: str) -> str | None:
+    """Return what normalised e-mails begin with that begin like this; None for what none can."""
+    text = text.strip()
+    prefix = normalise_email(text) or unicodedata.normalize("NFC", text.lower())
+    return prefix if prefix.isprintable() else None
 
 
 def get_payout_user(connection: Connection, business_id: UUID, user_id: UUID) -> PayoutUser | None:

@@ -7,7 +7,7 @@ from sqlalchemy import Connection
 from core.database import Database, describe_error
 from core.startup import wait_until_ready
 
-REQUIRED_REVISION = "0004"
+REQUIRED_REVISION = "0005"
 """The newest migration. Later ones only add, so that processes of this version go on during an upgrade."""
 
 

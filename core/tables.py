@@ -1,4 +1,4 @@
-"""The tables. All but `businesses` lead with `business_id` in their key, so they can be distributed by it.
+"""The tables. All but `businesses` and `accounts` lead with `business_id` in their key, to be distributed by it.
 
 `payout_users` and `payout_transactions` carry no foreign keys: the one statement that writes them holds the
 business row's lock, and `payouts verify` proves the references.
@@ -10,16 +10,18 @@ from sqlalchemy import (
     Boolean,
     CheckConstraint,
     Column,
+    Date,
     ForeignKey,
     Index,
     Integer,
     LargeBinary,
+    Numeric,
     SmallInteger,
     Table,
     Text,
     Uuid,
 )
-from sqlalchemy.dialects.postgresql import TIMESTAMP
+from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP
 
 metadata = sa.MetaData(
     naming_convention={
@@ -53,6 +55,8 @@ businesses = Table(
     _cents("reserved_balance"),
     Column("payouts_enabled", Boolean, nullable=False, server_default=sa.false()),
     _timestamp("created_at"),
+    # In cents: the dashboard warns when less is free to allocate.
+    Column("low_balance_threshold", BigInteger, nullable=True),
     CheckConstraint("mode IN ('live', 'test')", name="mode"),
     CheckConstraint("balance >= 0", name="balance"),
     CheckConstraint("payout_balance >= 0", name="payout_balance"),
@@ -211,4 +215,107 @@ payout_batch_items = Table(
     Column("amount", BigInteger, nullable=False),
     Column("reference", Text, nullable=True),
     CheckConstraint("amount > 0", name="amount"),
+)
+
+# People who sign in to the dashboard.
+accounts = Table(
+    "accounts",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("email", Text(collation="C"), nullable=False),
+    Column("password_hash", Text, nullable=False),
+    _timestamp("password_changed_at"),
+    _timestamp("created_at"),
+    Index("uq_accounts_email", "email", unique=True),
+)
+
+# Of live businesses; their test twins have the same members.
+members = Table(
+    "members",
+    metadata,
+    Column("business_id", Uuid, primary_key=True),
+    Column("account_id", Uuid, ForeignKey("accounts.id"), primary_key=True),
+    Column("role", Text, nullable=False),
+    _timestamp("created_at"),
+    CheckConstraint("role IN ('viewer', 'admin')", name="role"),
+    Index("ix_members_account_id", "account_id"),
+)
+
+invitations = Table(
+    "invitations",
+    metadata,
+    Column("business_id", Uuid, primary_key=True),
+    Column("id", Uuid, primary_key=True),
+    Column("email", Text(collation="C"), nullable=False),
+    Column("role", Text, nullable=False),
+    Column("token_digest", LargeBinary, nullable=False),
+    Column("invited_by", Text, nullable=False),
+    _timestamp("created_at"),
+    Column("expires_at", TIMESTAMP(timezone=True), nullable=False),
+    _timestamp("accepted_at", nullable=True),
+    CheckConstraint("role IN ('viewer', 'admin')", name="role"),
+    Index(
+        "uq_invitations_business_id_email",
+        "business_id",
+        "email",
+        unique=True,
+        postgresql_where=sa.text("accepted_at IS NULL"),
+    ),
+    Index("uq_invitations_token_digest", "token_digest", unique=True),
+)
+
+# Who changed what; no statement of ours updates or deletes a row.
+audit_log = Table(
+    "audit_log",
+    metadata,
+    Column("business_id", Uuid, primary_key=True),
+    Column("id", Uuid, primary_key=True),
+    Column("actor", Text, nullable=False),
+    Column("account_id", Uuid, nullable=True),
+    Column("action", Text, nullable=False),
+    Column("subject", Text, nullable=False),
+    Column("details", JSONB, nullable=False, server_default="{}"),
+    _timestamp("created_at"),
+    # Of the dashboard's form that asked for it, so that a form that is sent twice changes nothing twice.
+    Column("form_id", Uuid, nullable=True),
+    Index(
+        "uq_audit_log_business_id_form_id",
+        "business_id",
+        "form_id",
+        unique=True,
+        postgresql_where=sa.text("form_id IS NOT NULL"),
+    ),
+)
+
+# What moved main balances. A transfer has the id of the `funding` by which the payout balance got it.
+main_transactions = Table(
+    "main_transactions",
+    metadata,
+    Column("business_id", Uuid, primary_key=True),
+    Column("id", Uuid, primary_key=True),
+    Column("type", Text, nullable=False),
+    Column("amount", BigInteger, nullable=False),
+    Column("balance_after", BigInteger, nullable=False),
+    _timestamp("created_at"),
+    CheckConstraint("type IN ('deposit', 'transfer')", name="type"),
+    CheckConstraint("amount > 0", name="amount"),
+    CheckConstraint("balance_after >= 0", name="balance_after"),
+)
+
+# The history by day (UTC) and type, of all rows older than `summed_until`.
+payout_day_sums = Table(
+    "payout_day_sums",
+    metadata,
+    Column("business_id", Uuid, primary_key=True),
+    Column("day", Date, primary_key=True),
+    Column("type", Text, primary_key=True),
+    Column("count", BigInteger, nullable=False),
+    Column("amount", Numeric, nullable=False),
+)
+
+payout_day_sums_progress = Table(
+    "payout_day_sums_progress",
+    metadata,
+    Column("business_id", Uuid, primary_key=True),
+    Column("summed_until", TIMESTAMP(timezone=True), nullable=False),
 )

@@ -155,6 +155,43 @@ _BATCH_ROWS = sa.text("""
     ORDER BY 1
 """)
 
+# Transfers are the fundings with their ids.
+_MAIN_BALANCES = sa.text("""
+    SELECT COALESCE(businesses.id, history.business_id), COALESCE(expected, 0), COALESCE(balance, 0)
+    FROM businesses
+    FULL JOIN (
+        SELECT business_id, SUM(CASE type WHEN 'transfer' THEN -amount ELSE amount END) AS expected
+        FROM main_transactions
+        GROUP BY business_id
+    ) AS history ON history.business_id = businesses.id
+    WHERE businesses.id IS NULL OR balance <> COALESCE(expected, 0)
+    ORDER BY 1
+""")
+
+_TRANSFERS = sa.text("""
+    SELECT transfer.id, transfer.amount, COALESCE(funding.amount, 0)
+    FROM main_transactions AS transfer
+    LEFT JOIN payout_transactions AS funding ON funding.business_id = transfer.business_id
+        AND funding.id = transfer.id AND funding.type = 'funding'
+    WHERE transfer.type = 'transfer' AND funding.amount IS DISTINCT FROM transfer.amount
+    ORDER BY 1
+""")
+
+# One sum of each day and type: what differs in the count of rows alone shows as equal cents.
+_DAY_SUMS = sa.text("""
+    SELECT COALESCE(kept.business_id, history.business_id), COALESCE(history.amount, 0), COALESCE(kept.amount, 0)
+    FROM payout_day_sums AS kept
+    FULL JOIN (
+        SELECT business_id, (created_at AT TIME ZONE 'UTC')::date AS day, type, COUNT(*) AS rows, SUM(amount) AS amount
+        FROM payout_transactions
+        JOIN payout_day_sums_progress USING (business_id)
+        WHERE created_at < summed_until
+        GROUP BY business_id, day, type
+    ) AS history ON history.business_id = kept.business_id AND history.day = kept.day AND history.type = kept.type
+    WHERE kept.amount IS DISTINCT FROM history.amount OR kept.count IS DISTINCT FROM history.rows
+    ORDER BY 1, COALESCE(kept.day, history.day), COALESCE(kept.type, history.type)
+""")
+
 _RULES = [
     (
         IdKind.BUSINESS,
@@ -167,6 +204,13 @@ _RULES = [
     (IdKind.BATCH, _BATCH_AMOUNTS, "what the payout batch has paid must be the allocations of its history"),
     (IdKind.BATCH, _BATCH_ITEMS, "the payout batch's total and amount must be those of its rows"),
     (IdKind.TRANSACTION, _BATCH_ROWS, "a paid row of a payout batch must be in the history with its amount"),
+    (IdKind.BUSINESS, _MAIN_BALANCES, "balance must be deposits - transfers of the main balance's history"),
+    (IdKind.TRANSACTION, _TRANSFERS, "a transfer from the main balance must be a funding of the same amount"),
+    (
+        IdKind.BUSINESS,
+        _DAY_SUMS,
+        "a day's kept sum must be that of its history; no money is wrong, and `payouts business recount` counts anew",
+    ),
     (IdKind.TRANSACTION, _REVERSALS, "a reversal must undo an allocation of the same user and amount"),
 ]
 

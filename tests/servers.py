@@ -56,6 +56,14 @@ class Servers:
         self.administer(f"CREATE DATABASE {name}")
         return self.url_of(name)
 
+    def rename(self, name: str, new_name: str) -> None:
+        """Give a database another name, whoever is connected to it."""
+        self.administer(
+            "SELECT pg_terminate_backend(pid, 1000) FROM pg_stat_activity "
+            f"WHERE datname = '{name}' AND pid <> pg_backend_pid()"
+        )
+        self.administer(f"ALTER DATABASE {name} RENAME TO {new_name}")
+
     def administer(self, statement: str) -> None:
         with Database(self.postgres_url, transaction_timeout_s=None) as database:
             connection = database.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
@@ -164,7 +172,7 @@ def run_system(servers: Servers, parts: Parts | None = None, /, **settings: str)
     """
     parts = parts or Parts()
     port = find_free_port()
-    processes: list[subprocess.Popen[bytes]] = []
+    running: list[subprocess.Popen[bytes]] = []
     log_dir = Path(tempfile.mkdtemp(prefix="payouts-logs-"))
     with (
         servers.clone() as database_url,
@@ -191,7 +199,7 @@ def run_system(servers: Servers, parts: Parts | None = None, /, **settings: str)
                 if name == "flower" and "flower_password" not in settings:
                     continue  # it takes a second of a processor to start
                 with (log_dir / f"{name}.log").open("wb") as log:
-                    processes.append(
+                    running.append(
                         subprocess.Popen(
                             command,
                             shell=True,
@@ -202,14 +210,15 @@ def run_system(servers: Servers, parts: Parts | None = None, /, **settings: str)
                         )
                     )
             if parts.is_waited_for:
-                wait_until_ready(system.base_url)
+                # Without a worker the API never is ready; it answers all the same.
+                wait_until_ready(system.base_url, path="/health/live" if "worker" in parts.without else "/health/ready")
             yield system
         except TimeoutError as error:
             raise TimeoutError(system.logs()) from error
         finally:
-            for process in processes:
+            for process in running:
                 process.terminate()
-            for process in processes:
+            for process in running:
                 try:
                     process.wait(20)
                 except subprocess.TimeoutExpired:
@@ -218,11 +227,11 @@ def run_system(servers: Servers, parts: Parts | None = None, /, **settings: str)
             shutil.rmtree(log_dir)
 
 
-def wait_until_ready(base_url: str, timeout_s: float = 30) -> None:
+def wait_until_ready(base_url: str, timeout_s: float = 30, path: str = "/health/ready") -> None:
     give_up_at = time.monotonic() + timeout_s
     while time.monotonic() < give_up_at:
         try:
-            if httpx.get(f"{base_url}/health/ready").status_code == 200:
+            if httpx.get(f"{base_url}{path}").status_code == 200:
                 return
         except httpx.TransportError:
             pass

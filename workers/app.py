@@ -14,8 +14,10 @@ NAMES_HEADER = "names"
 """Of a task's message: the ids of its allocations and requests, for logs. They are not sealed, and decide nothing."""
 PAY_CHUNK_TASK = "payouts.pay_batch_chunk"
 FIND_STALLED_TASK = "payouts.find_stalled_batches"
+SUM_DAYS_TASK = "payouts.sum_days"
 VERIFY_TASK = "payouts.verify_books"
 BATCHES_QUEUE = "batches"
+SUM_DAYS_EVERY_S = 15.0
 PERIODIC_RUN_KEY = "payouts:periodic-task-ran"
 """In Redis while the periodic task runs as often as it should."""
 RESULT_KEY_PREFIX = "celery-task-meta-"
@@ -53,7 +55,9 @@ def create_celery(settings: Settings) -> Celery:
         task_serializer="json",
         result_serializer="json",
         task_default_queue=QUEUE,
-        task_routes={task: {"queue": BATCHES_QUEUE} for task in (PAY_CHUNK_TASK, FIND_STALLED_TASK, VERIFY_TASK)},
+        task_routes={
+            task: {"queue": BATCHES_QUEUE} for task in (PAY_CHUNK_TASK, FIND_STALLED_TASK, SUM_DAYS_TASK, VERIFY_TASK)
+        },
         beat_schedule=_periodic_tasks(settings),
         # The schedule is fixed, so nothing needs to be remembered in a file.
         beat_scheduler="workers.schedule:PeriodicTasks",
@@ -74,7 +78,8 @@ def _periodic_tasks(settings: Settings) -> dict[str, dict[str, object]]:
             "task": FIND_STALLED_TASK,
             "schedule": settings.batch_stalled_after_s,
             "options": options,
-        }
+        },
+        "sum days": {"task": SUM_DAYS_TASK, "schedule": SUM_DAYS_EVERY_S, "options": options},
     }
     if settings.verify_every_s:
         # More often than it is done: whoever gets the task knows when that was last, and beat forgets it at each start.

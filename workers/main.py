@@ -21,6 +21,7 @@ from core.tracing import is_wanted, start_tracing, warn_where_missing
 from workers import metrics
 from workers.app import create_celery
 from workers.batches import PayoutBatchWorker, register_batch_tasks
+from workers.day_sums import DaySummer, register_day_sum_tasks
 from workers.locks import BusinessLocks
 from workers.results import ReplyBackend
 from workers.schedule import PeriodicTasks
@@ -46,6 +47,7 @@ def create_worker(settings: Settings) -> Celery:
     register_batch_tasks(celery, batch_worker, settings.batch_stalled_after_s, client)
     register_verification_task(celery, BooksVerifier(settings, client))
     metrics.watch(settings, database)
+    register_day_sum_tasks(celery, DaySummer(database, transaction_timeout_s=settings.transaction_timeout_s))
     return celery
 
 

@@ -39,9 +39,16 @@ def open_redis(settings: Settings, *, retries: int) -> redis.Redis:
     return client
 
 
-def open_async_redis(settings: Settings, *, retries: int | None = None) -> redis.asyncio.Redis:
-    """Make a client of the same for the event loop; it tries again as often as is redis-py's habit, if not said."""
+def open_async_redis(
+    settings: Settings, *, retries: int | None = None, timeout_s: float | None = None
+) -> redis.asyncio.Redis:
+    """Make a client of the same for the event loop.
+
+    It tries again as often as is redis-py's habit, if not said; `timeout_s` is for what takes longer.
+    """
     options = _timeouts(settings)
+    if timeout_s is not None:
+        options["socket_timeout"] = timeout_s
     if retries is not None:
         options["retry"] = AsyncRetry(NoBackoff(), retries)
     sentinels = parse_sentinel_url(settings.redis_url)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -17,9 +18,12 @@ import sqlalchemy as sa
 from api.cli import main
 from api.data_dir import DataDir
 from core.api_keys import NAME_MAX_CHARACTERS, find_secret_keys, write_last_used
+from core.audit import list_entries
+from core.changes import accept_invitation
 from core.credentials import digest_of
 from core.database import Database
-from core.ids import IdKind, format_id, new_id
+from core.day_sums import sum_next
+from core.ids import IdKind, format_id, new_id, parse_id
 from core.payout_users import find_active_payout_user
 from core.revision import REQUIRED_REVISION
 from core.tables import businesses, payout_transactions, payout_users
@@ -735,3 +739,120 @@ def test_help_needs_no_database(run: Run, command: str) -> None:
 
 def test_unknown_command_is_wrong_usage(run: Run) -> None:
     assert run("nonsense").exit_code == 2
+
+
+def read_log(database: Database, business: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
+    """Return (action, subject, details), oldest first; all by the command line."""
+    business_id = parse_id(IdKind.BUSINESS, business["id"])
+    assert business_id is not None
+    with database.transaction() as connection:
+        entries = list_entries(connection, business_id, 100)
+    assert {entry.actor for entry in entries} == {"command line"}
+    return [(entry.action, entry.subject, entry.details) for entry in reversed(entries)]
+
+
+def test_every_change_is_in_the_audit_log(payouts: Run, database: Database, acme: dict[str, Any]) -> None:
+    payouts("business", "disable", "ACME")
+    payouts("business", "enable", "ACME")
+    payouts("business", "fund", "ACME", "7")
+    payouts("business", "deposit", "ACME", "8")
+    key = payouts("key", "create", "ACME", "--name", "shop", "--json").document
+    rolled = payouts("key", "roll", key["id"], "--grace", "1h", "--json").document
+    payouts("key", "revoke", rolled["id"])
+    user_id = add_user(database, acme, "user@example.com", 5)
+    payouts("user", "deactivate", "ACME", "user@example.com")
+    payouts("user", "activate", "ACME", "user@example.com")
+    payouts("member", "invite", "ACME", "Ada@Example.com", "--role", "viewer")
+    payouts("member", "remove", "ACME", "ada@example.com")
+    described = {"kind": "secret", "last4": key["last4"], "name": "shop"}
+    replaced = described | {"replaced_by": rolled["id"], "grace_s": 3600}
+    email = {"email": "user@example.com"}
+    assert [entry for entry in read_log(database, acme) if entry[0] != "key.created"] == [
+        ("business.created", "", {"name": "ACME"}),
+        ("business.funded", "", {"amount": 5000}),
+        ("payouts.disabled", "", {}),
+        ("payouts.enabled", "", {}),
+        ("business.funded", "", {"amount": 7}),
+        ("business.deposited", "", {"amount": 8}),
+        ("key.rolled", key["id"], replaced),
+        ("key.revoked", rolled["id"], described | {"last4": rolled["last4"]}),
+        ("user.deactivated", user_id, email),
+        ("user.activated", user_id, email),
+        ("member.invited", "ada@example.com", {"role": "viewer"}),
+        ("invitation.withdrawn", "ada@example.com", {}),
+    ]
+    assert ("key.created", key["id"], described) in read_log(database, acme)
+
+
+def test_what_is_refused_leaves_no_entry(payouts: Run, database: Database, acme: dict[str, Any]) -> None:
+    before = read_log(database, acme)
+    payouts("business", "fund", "ACME", str(10**18)).assert_refused("payout balance may not")
+    payouts("member", "remove", "ACME", "nobody@example.com").assert_refused("There is no member")
+    assert read_log(database, acme) == before
+
+
+def test_main_balance_is_deposited(payouts: Run, acme: dict[str, Any]) -> None:
+    changed = payouts("business", "deposit", "ACME", "1234", "--json").document
+    assert (changed["balance"], changed["payout_balance"]) == (1234, 5000)
+    assert "main balance     $12.35" in payouts("business", "deposit", "ACME", "1").stdout
+    assert payouts("verify", "--json").document["balanced"]
+
+
+def test_member_is_invited_by_a_link_that_is_shown_once(payouts: Run, database: Database, acme: dict[str, Any]) -> None:
+    invited = payouts(
+        "member", "invite", "ACME", " Ada@Example.com ", "--url", "https://pay.example.com/", "--json"
+    ).document
+    link = invited.pop("link")
+    assert re.fullmatch(r"https://pay\.example\.com/dashboard/invitations/[A-Za-z0-9_-]{43}", link)
+    assert re.fullmatch(TIME, invited["expires_at"])
+    assert invited == invited | {
+        "business_id": acme["id"],
+        "email": "ada@example.com",
+        "role": "admin",
+        "status": "invited",
+    }
+    assert payouts("member", "list", "ACME", "--json").document == [invited]
+    listed = payouts("member", "list", "ACME").stdout
+    assert re.fullmatch(rf"admin   invited until {TIME}  ada@example\.com\n", listed)
+    assert accept_invitation(database, link.rpartition("/")[2], "a password, long enough") is not None
+    listed = payouts("member", "list", acme["twin_id"]).stdout
+    assert re.fullmatch(rf"admin   member since {TIME}  ada@example\.com\n", listed)
+    payouts("member", "invite", "ACME", "ADA@example.com").assert_refused("a member with this e-mail already")
+    payouts("member", "remove", "ACME", "ada@example.com").assert_refused("The last admin")
+
+
+def test_invitation_without_a_url_is_for_this_machine(payouts: Run, acme: dict[str, Any]) -> None:
+    printed = payouts("member", "invite", "ACME", "ada@example.com", "--role", "viewer").stdout
+    assert "ada@example.com is invited to ACME as viewer" in printed
+    assert "  http://127.0.0.1:8000/dashboard/invitations/" in printed
+
+
+def test_member_is_removed(payouts: Run, database: Database, acme: dict[str, Any]) -> None:
+    for email in ("ada@example.com", "bob@example.com"):
+        link = payouts("member", "invite", "ACME", email, "--json").document["link"]
+        assert accept_invitation(database, link.rpartition("/")[2], "a password, long enough") is not None
+    assert payouts("member", "remove", "ACME", "ADA@example.com", "--json").document["status"] == "member"
+    assert [each["email"] for each in payouts("member", "list", "ACME", "--json").document] == ["bob@example.com"]
+
+
+def test_bad_invitations_are_refused(payouts: Run, acme: dict[str, Any]) -> None:
+    payouts("member", "invite", "ACME", "no address").assert_refused("must be a valid e-mail")
+    payouts("member", "invite", "Nobody", "ada@example.com").assert_refused("There is no business")
+    payouts("member", "invite", "ACME", "ada@example.com", "--url", "javascript:alert(1)").assert_wrong_usage(
+        "is not a URL that starts with http:// or https://"
+    )
+    payouts("member", "invite", "ACME", "ada@example.com", "--role", "owner").assert_wrong_usage("'owner'")
+    assert payouts("member", "list", "ACME").stdout == "There are no members yet.\n"
+
+
+def test_sums_that_are_wrong_are_counted_anew(payouts: Run, database: Database, acme: dict[str, Any]) -> None:
+    business_id = parse_id(IdKind.BUSINESS, acme["id"])
+    assert business_id is not None
+    with database.transaction() as connection:
+        sum_next(connection, business_id, datetime.now(UTC) + timedelta(minutes=1))
+        connection.execute(sa.text("UPDATE payout_day_sums SET count = count + 1"))
+    verified = payouts("verify")
+    assert verified.exit_code == 1
+    assert "payouts business recount" in verified.stdout
+    assert payouts("business", "recount", "ACME", "--json").document["id"] == acme["id"]
+    assert payouts("verify").exit_code == 0

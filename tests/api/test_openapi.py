@@ -82,6 +82,11 @@ def test_exactly_the_calls_of_the_contract_are_documented(document: dict[str, An
     assert set(operations(document)) == set(STATUSES)
 
 
+def test_every_call_has_a_name_of_its_own(document: dict[str, Any]) -> None:
+    names = [operation["operationId"] for operation in operations(document).values()]
+    assert len(set(names)) == len(names)
+
+
 @pytest.mark.parametrize("call", list(STATUSES), ids=" ".join)
 def test_statuses_and_texts_are_those_of_the_contract(document: dict[str, Any], call: tuple[str, str]) -> None:
     described = operations(document)[call]["responses"]

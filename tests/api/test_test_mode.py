@@ -85,7 +85,7 @@ def test_a_twin_begins_with_play_money(system: System, client: httpx.Client) -> 
     live = open_account(system.database, funds_cents=0)
     twin = open_twin(system, live)
     assert read(client, live, "/balance") == {"balance": 0, "payout_balance": 0}
-    assert read(client, twin, "/balance") == {"balance": 0, "payout_balance": PLAY_MONEY_CENTS}
+    assert read(client, twin, "/balance") == {"balance": PLAY_MONEY_CENTS, "payout_balance": PLAY_MONEY_CENTS}
     assert rows_of(client, live, "/payout/transactions") == []
     assert [(row["type"], row["amount"]) for row in rows_of(client, twin, "/payout/transactions")] == [
         ("funding", PLAY_MONEY_CENTS)

@@ -21,7 +21,8 @@ import psutil
 import pytest
 import sqlalchemy as sa
 
-from core.businesses import find_business_by_name
+from core.accounts import Role, check_password, list_memberships
+from core.businesses import find_business_by_name, get_business
 from core.database import Database
 from tests.servers import Servers
 
@@ -83,6 +84,10 @@ class Up:
         found = re.search(r"Flower: (\S+)\n  User: (\S+)  Password: (\S+)$", self.output(), re.MULTILINE)
         assert found, self.output()
         return httpx.Client(base_url=found[1], auth=(found[2], found[3]), timeout=30)
+
+    @property
+    def password(self) -> str:
+        return self._printed(r"e-mail: demo@example\.com, password: ([^\n]+)$")
 
     @property
     def curl(self) -> str:
@@ -241,6 +246,19 @@ def test_ready_text_names_base_url_and_demo_key(running: Up) -> None:
     assert re.fullmatch("sk_live_[0-9A-Za-z]{40}", running.demo_key)
     assert running.base_url in running.curl
     assert running.demo_key in running.curl
+    assert f"{running.base_url}/dashboard" in running.output()
+
+
+def test_printed_sign_in_is_an_admin_of_the_demo_business(running: Up) -> None:
+    variables = json.loads((running.data_dir / "settings.json").read_text())
+    with Database(variables["PAYOUTS_DATABASE_URL"], transaction_timeout_s=None) as database:
+        account = check_password(database, "demo@example.com", running.password)
+        assert account is not None
+        with database.transaction() as connection:
+            (membership,) = list_memberships(connection, account.id)
+            demo = get_business(connection, membership.business_id)
+    assert (membership.business_name, membership.role) == ("Demo", Role.ADMIN)
+    assert demo.balance > 0
 
 
 def test_allocations_are_seen_in_flower_with_the_printed_password(running: Up) -> None:
@@ -443,13 +461,13 @@ def test_sigterm_stops_everything_and_a_restart_keeps_data_and_key(home: Path) -
     with run_up(home) as up:
         up.wait_until_ready()
         assert names_of(up.parts()) == {"up", "postgres", "valkey", "web", "worker"}
-        key, first = up.demo_key, up.pay("kept@example.com", 700)
+        key, password, first = up.demo_key, up.password, up.pay("kept@example.com", 700)
         assert up.stop(signal.SIGTERM) == 0
         up.assert_nothing_is_left()
         assert "Traceback" not in up.output()
     with run_up(home) as up:
         up.wait_until_ready()
-        assert up.demo_key == key
+        assert (up.demo_key, up.password) == (key, password)
         second = up.pay("kept@example.com", 7)
         assert second.json() == first.json()
         assert up.balance_of("kept@example.com") == 707

@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from core.database import Database
-from tests.bench import goals, report
+from tests.bench import dashboard, goals, report
 from tests.bench.accounts import open_accounts
 from tests.bench.load import LoadGenerator
 from tests.bench.scale import Sizes, run_scale
@@ -29,6 +29,11 @@ def parse_arguments() -> argparse.Namespace:
     scale.add_argument("--seconds", type=int, default=20, help="of each case")
     scale.add_argument("--rounds", type=int, default=3, help="of big and empty taking turns")
     scale.add_argument("--minutes", type=float, default=10, help="of load while memory is watched; 0: leave out")
+    pages = parser.add_argument_group("the dashboard")
+    pages.add_argument("--dashboard", action="store_true", help="every page on a big business, instead of the rest")
+    pages.add_argument("--page-users", type=int, default=1_000_000, help="of that business")
+    pages.add_argument("--page-rows-each", type=int, default=5, help="history rows for each of its users")
+    pages.add_argument("--page-requests", type=int, default=50, help="of each page")
     return parser.parse_args()
 
 
@@ -36,7 +41,7 @@ def main() -> int:
     arguments = parse_arguments()
     # Ends the servers too, which have sessions of their own.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    found: report.Report | report.ScaleReport
+    found: report.Report | report.ScaleReport | report.DashboardReport
     with run_servers() as servers, TemporaryDirectory(prefix="payouts-bench-") as directory:
         with Database(servers.url_of(TEMPLATE), transaction_timeout_s=None) as template:
             accounts = open_accounts(template)
@@ -44,7 +49,10 @@ def main() -> int:
         if not generator.has_wrk:
             print(f"WARNING: {generator.name} takes its share of the cores, so every rate is too low", file=sys.stderr)
         machine = report.describe_machine(servers, generator.name)
-        if arguments.scale:
+        if arguments.dashboard:
+            page_sizes = dashboard.Sizes(arguments.page_users, arguments.page_rows_each, arguments.page_requests)
+            found = report.DashboardReport(machine, dashboard.run_dashboard(servers, page_sizes))
+        elif arguments.scale:
             sizes = Sizes(
                 users=arguments.users,
                 rows_each=arguments.rows_each,

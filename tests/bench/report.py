@@ -13,6 +13,7 @@ import redis
 import sqlalchemy as sa
 
 from core.database import Database
+from tests.bench.dashboard import PAGE_MS_MAX, DashboardFindings
 from tests.bench.goals import Row, compute_rows
 from tests.bench.measurements import Key, Summary, summarise
 from tests.bench.payout_batches import PayoutBatches
@@ -176,6 +177,32 @@ class ScaleReport:
                 text = f"memory of {part} at the end, against after a tenth of the time"
                 rows.append((text, ratio, f"≤ {MEMORY_RATIO_MAX:g}", ratio <= MEMORY_RATIO_MAX))
         return rows
+
+
+class DashboardReport:
+    """The pages of the dashboard."""
+
+    def __init__(self, machine: Mapping[str, str], findings: DashboardFindings) -> None:
+        self._machine = machine
+        self._findings = findings
+        self.problems = findings.problems
+
+    def as_text(self) -> str:
+        found = self._findings
+        size = f"{found.users:,} users, {found.history_rows:,} history rows, summed by day within {found.sum_s:.0f} s"
+        heads = ["page", "p50 ms", "p99 ms", "processor ms", "others, cores", "KiB", "goal", "reached"]
+        lines = [f"| {' | '.join(heads)} |", f"|---|{'---:|' * (len(heads) - 2)}---|"]
+        for page in found.pages:
+            reached = "yes" if page.p99_ms <= PAGE_MS_MAX else "no"
+            lines.append(
+                f"| {page.name} | {page.p50_ms:.0f} | {page.p99_ms:.0f} | {page.cpu_ms:.0f} "
+                f"| {page.others_cores:.1f} | {page.size_kib:.0f} | ≤ {PAGE_MS_MAX:g} | {reached} |"
+            )
+        return "\n\n".join([format_machine(self._machine), size, "\n".join(lines)])
+
+    def as_json(self) -> str:
+        document = {"machine": dict(self._machine), **asdict(self._findings)}
+        return json.dumps(document, indent=2, ensure_ascii=False)
 
 
 def _goal_document(row: Row) -> dict[str, Any]:

@@ -825,3 +825,17 @@ def test_whatever_happens_at_once_the_books_balance(database: Database, seed: in
     assert find_stalled(database, *accounts) == []
     assert {read_batch(database, batch).finished_at is None for batch in batches} == {False}
     assert [read_business(database, account).reserved_balance for account in accounts] == [0, 0]
+
+
+def test_a_member_offers_a_batch_without_a_key(database: Database) -> None:
+    account = open_account(database, funds_cents=100)
+    with database.transaction() as connection:
+        revoke_api_key(connection, account.api_key_id)
+    member = Account(account.business, None, "")  # type: ignore[arg-type]
+    batch = accept(database, member, make_rows(10, 20))
+    assert pay_chunk(database, batch, 0, 10) is None
+    assert read_batch(database, batch).status is BatchStatus.COMPLETED
+    assert try_to_accept(database, member, make_rows(71)) is Outcome.INSUFFICIENT_BALANCE
+    switch_payouts(database, account, enabled=False)
+    assert try_to_accept(database, member, make_rows(1)) is Outcome.PAYOUTS_DISABLED
+    assert_books_balance(database)

@@ -7,6 +7,7 @@ from uuid import uuid4
 
 import pytest
 import sqlalchemy as sa
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
@@ -24,7 +25,7 @@ from core.schema import migrate
 from core.startup import ServerNotReadyError
 from core.tables import metadata
 from tests.core.builders import run_sql
-from tests.servers import Servers
+from tests.servers import Servers, verify_books
 
 
 @pytest.fixture
@@ -83,6 +84,26 @@ def test_a_migration_that_fails_leaves_nothing_behind(empty_database: Database) 
         migrate(empty_database)
     with empty_database.transaction() as connection:
         assert sa.inspect(connection).get_table_names() == ["payout_transactions"]
+
+
+def test_main_balances_from_before_their_history_become_deposits(empty_database: Database) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(Path(core.schema.__file__).parent / "migrations"))
+    with empty_database.transaction() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0004")
+        for id_, balance in ((uuid4(), 500), (uuid4(), 0)):
+            connection.execute(
+                sa.text(
+                    "INSERT INTO businesses (id, name, mode, twin_id, balance) VALUES (:id, 'A', 'live', :id, :sum)"
+                ),
+                {"id": id_, "sum": balance},
+            )
+    migrate(empty_database)
+    assert verify_books(empty_database).discrepancies == []
+    with empty_database.transaction() as connection:
+        rows = connection.execute(sa.text("SELECT type, amount, balance_after FROM main_transactions")).all()
+    assert [tuple(row) for row in rows] == [("deposit", 500, 500)]
 
 
 def test_the_required_revision_is_the_newest_migration() -> None:

@@ -106,7 +106,7 @@ def test_every_mistake_is_reported_and_names_its_variable() -> None:
         database_url="mysql://user:db-password@host/name",
         redis_url="",
         broker_url="sqs://broker-password@",
-        hash_secret="hash secret of",  # noqa: S106 (too short to be one)
+        hash_secret="hash secret of",
         batch_max="many",
         in_flight_max="0",
         resend_after_s="-1",
@@ -214,9 +214,9 @@ def test_sentinels_are_read_from_the_url() -> None:
         service="my name",
         database=4,
         username="us@er",
-        password="p@ss",  # noqa: S106
+        password="p@ss",
         sentinel_username="a",
-        sentinel_password="b&",  # noqa: S106
+        sentinel_password="b&",
     )
     assert "p@ss" not in repr(parsed)
     assert parse_sentinel_url("redis://host/service") is None
@@ -319,10 +319,10 @@ def test_a_wrong_secret_in_a_file_is_named_by_the_file_variable(tmp_path: Path) 
 
 
 def test_a_secret_is_given_once() -> None:
-    assert mistakes_of(hash_secret_file="/run/secrets/hash_secret") == [  # noqa: S106 (a path)
+    assert mistakes_of(hash_secret_file="/run/secrets/hash_secret") == [
         "PAYOUTS_HASH_SECRET and PAYOUTS_HASH_SECRET_FILE are both set: set one of them"
     ]
-    (mistake,) = mistakes_of(database_password="another")  # noqa: S106
+    (mistake,) = mistakes_of(database_password="another")
     assert "PAYOUTS_DATABASE_PASSWORD" in mistake
     assert "PAYOUTS_DATABASE_URL" in mistake
     assert "another" not in mistake

@@ -1,0 +1,115 @@
+"""What the administrators' commands share: options, how they find a database and a business, how they print."""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import rich_click as click
+import sqlalchemy as sa
+from psycopg.errors import UndefinedTable
+from sqlalchemy import Connection
+
+from api.data_dir import DEFAULT_DATA_DIR, DataDir, DataDirError
+from core import businesses
+from core.businesses import Business, BusinessError
+from core.database import Database, describe_error
+from core.errors import UserError
+from core.ids import IdKind, parse_id
+from core.logs import Logs
+from core.settings import load_database_url, variable_name, warn_of_unknown_variables
+
+Document = dict[str, Any] | list[dict[str, Any]]
+_DATABASE_URL = variable_name("database_url")
+_DATABASE_POOLER = variable_name("database_pooler")
+# Whoever sums the history relies on it: a transaction that writes to it does not take a minute.
+_TRANSACTION_TIMEOUT_S = 30
+
+
+class DatabaseCommandError(UserError):
+    """The database did not do what a command asked of it."""
+
+
+def _explain(error: sa.exc.SQLAlchemyError) -> str:
+    if isinstance(error, sa.exc.ProgrammingError) and isinstance(error.orig, UndefinedTable):
+        return "the database has no Payouts tables yet; run: payouts migrate"
+    if isinstance(error, sa.exc.OperationalError | sa.exc.TimeoutError):
+        return f"PostgreSQL cannot be reached; is `payouts up` running? ({describe_error(error)})"
+    return f"PostgreSQL refused: {describe_error(error)}"
+
+
+def admin_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add `--json` and `--data-dir`; the command gets `as_json` and an open `database`."""
+    return _add_options(command, _TRANSACTION_TIMEOUT_S)
+
+
+def patient_admin_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the same to a command that writes no history, and whose transaction may take any time."""
+    return _add_options(command, None)
+
+
+def _add_options(command: Callable[..., None], transaction_timeout_s: float | None) -> Callable[..., None]:
+    @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+    @click.option(
+        "--data-dir",
+        type=click.Path(path_type=Path, file_okay=False),
+        help=f"Find the database that `payouts up` runs there (without {_DATABASE_URL}: {DEFAULT_DATA_DIR}).",
+    )
+    @wraps(command)
+    def wrapper(*args: Any, data_dir: Path | None, **kwargs: Any) -> None:
+        Logs.configure_command(os.environ.get(variable_name("log_format"), ""))
+        try:
+            with _open_database(data_dir, transaction_timeout_s) as database:
+                command(*args, database=database, **kwargs)
+        except sa.exc.SQLAlchemyError as error:
+            raise DatabaseCommandError(_explain(error)) from None
+
+    return wrapper
+
+
+def _open_database(data_dir: Path | None, transaction_timeout_s: float | None) -> Database:
+    warn_of_unknown_variables()
+    variables: Mapping[str, str] = os.environ
+    url = load_database_url()
+    if data_dir is not None or not url:
+        path = data_dir or DEFAULT_DATA_DIR
+        variables = DataDir(path).read_settings()
+        url = load_database_url(variables)
+        if not url:
+            text = f"{path} holds no database yet: run `payouts up --data-dir {path}`, or set {_DATABASE_URL}"
+            raise DataDirError(text)
+    pooler = variables.get(_DATABASE_POOLER, "").strip()
+    return Database(url, transaction_timeout_s=transaction_timeout_s, pooler=pooler)
+
+
+def print_document(document: Document, lines: Iterator[str] | list[str], *, as_json: bool) -> None:
+    """Print one JSON document, or lines for people."""
+    if as_json:
+        click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+    else:
+        for line in lines:
+            click.echo(line)
+
+
+def find_business(connection: Connection, reference: str) -> Business:
+    """Return the business that a command names by its id or its name.
+
+    Raises:
+        BusinessError: there is none.
+
+    """
+    id_ = parse_id(IdKind.BUSINESS, reference)
+    found = businesses.find_business(connection, id_) if id_ else None
+    found = found or businesses.find_business_by_name(connection, reference)
+    if found is None:
+        text = f"There is no business with the id or name {reference!r}."
+        raise BusinessError(text)
+    return found
+
+
+def format_time(value: datetime) -> str:
+    """Write a time (in UTC) as RFC 3339 has it."""
+    return value.isoformat().replace("+00:00", "Z")

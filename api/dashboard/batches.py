@@ -1,0 +1,324 @@
+"""Payout batches: a file is uploaded, checked and shown, and only then accepted; then its progress and its rows."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from uuid import UUID
+
+import msgspec
+from litestar import MediaType, Response, get, post, route
+from litestar.handlers import HTTPRouteHandler
+from redis.exceptions import RedisError
+from sqlalchemy import Connection
+
+from api.batch_intake import BatchIntake
+from api.batches import UPLOAD_TIMEOUT_S, results_listing
+from api.dashboard.exports import export_csv
+from api.dashboard.forms import BODY_MAX_BYTES as FORM_MAX_BYTES
+from api.dashboard.forms import Form, check_origin, parse_upload, read_fields
+from api.dashboard.pages import (
+    Answer,
+    AnyRequest,
+    AnyResponse,
+    Page,
+    PageError,
+    Pages,
+    Redirect,
+    SignedOutError,
+    Visit,
+    find_visit,
+    not_found,
+    require_admin,
+)
+from api.dashboard.sessions import Session
+from api.dashboard.uploads import Upload, Uploads
+from api.dispatcher import TooManyWaitingError
+from api.lists import Listing, Lists
+from api.parameters import Parameters, batches_cursor, results_cursor
+from api.push_file import check_upload
+from api.responses import INSUFFICIENT_BALANCE, PAYOUTS_DISABLED, Refusal
+from api.security_headers import browser_headers, redirect
+from core import changes, payout_batches
+from core.ids import IdKind, format_id, parse_id
+from core.money import format_dollars
+from core.payout_batches import BODY_MAX_BYTES, ROWS_MAX, BatchResult, BatchRow, BatchStatus, Offer, PayoutBatch
+
+logger = logging.getLogger(__name__)
+
+MISTAKES_SHOWN_MAX = 100
+
+_ROWS = 25
+_RESULT_ROWS = 50
+_UPLOADS_AT_ONCE_MAX = 3
+_FILE_NAME_MAX_CHARACTERS = 100
+_UPLOAD = "/{business:str}/{mode:str}/batches/uploads/{upload_id:str}"
+_BATCH = "/{business:str}/{mode:str}/batches/{batch_id:str}"
+_GONE = "The upload is not there any more: it waits for 15 minutes, and the next one takes its place. Upload it again."
+_ACCEPTED_BEFORE = "This upload was accepted before; nothing was done twice."
+_TEXT_BY_REFUSAL = {
+    PAYOUTS_DISABLED.error: "Payouts are disabled. Enable them in Settings, then accept the batch.",
+    INSUFFICIENT_BALANCE.error: "The payout balance is smaller than the sum of the batch. Add funds in Settings.",
+}
+
+
+class _Progress(msgspec.Struct):
+    """What the script shows while a batch is worked off."""
+
+    status: BatchStatus
+    processed: int
+    total: int
+    is_finished: bool
+    text: str
+
+
+def batch_page_routes(
+    pages: Pages, lists: Lists, intake: BatchIntake, uploads: Uploads, hash_secret: bytes
+) -> list[HTTPRouteHandler]:
+    """Wire the pages."""
+    taking = _Taking(pages, intake, uploads)
+
+    @get("/{business:str}/{mode:str}/batches")
+    async def list_batches(request: AnyRequest, business: str, mode: str) -> AnyResponse:
+        behind = Parameters.from_query(request.query_params.multi_items()).batches_cursor()
+        return await pages.show(request, business, mode, lambda connection, visit: _list(connection, visit, behind))
+
+    @post(
+        "/{business:str}/{mode:str}/batches/uploads",
+        status_code=200,
+        request_max_body_size=BODY_MAX_BYTES + FORM_MAX_BYTES,
+    )
+    async def upload(request: AnyRequest, business: str, mode: str) -> AnyResponse:
+        return await taking.upload(request, business, mode)
+
+    @route(_UPLOAD, http_method=["GET", "POST"], status_code=200)
+    async def preview_or_accept(request: AnyRequest, business: str, mode: str, upload_id: str) -> AnyResponse:
+        handle = taking.preview if request.method == "GET" else taking.accept
+        return await handle(request, business, mode, upload_id)
+
+    @get(_BATCH)
+    async def show_batch(request: AnyRequest, business: str, mode: str, batch_id: str) -> AnyResponse:
+        behind = Parameters.from_query(request.query_params.multi_items()).results_cursor()
+        return await pages.show(
+            request, business, mode, lambda connection, visit: _show(connection, visit, batch_id, behind)
+        )
+
+    @get(f"{_BATCH}/progress")
+    async def show_progress(request: AnyRequest, business: str, mode: str, batch_id: str) -> AnyResponse:
+        return await _answer_progress(pages, request, business, mode, batch_id)
+
+    @get(f"{_BATCH}/results.csv")
+    async def export_results(request: AnyRequest, business: str, mode: str, batch_id: str) -> AnyResponse:
+        def choose(_: Connection, visit: Visit) -> Listing[BatchResult, int]:
+            # A payout hash lets its holder in, so that viewers do not get it.
+            return results_listing(batch_id, hash_secret if visit.is_admin else None)
+
+        return await export_csv(pages, lists, request, business, mode, choose)
+
+    @post(f"{_BATCH}/cancel", status_code=200)
+    async def cancel(request: AnyRequest, business: str, mode: str, batch_id: str) -> AnyResponse:
+        def work(connection: Connection, visit: Visit, form: Form) -> Redirect:
+            return _cancel(connection, visit, form, batch_id)
+
+        return await pages.change(request, business, mode, work, back=f"batches/{batch_id}")
+
+    return [list_batches, upload, preview_or_accept, show_batch, show_progress, export_results, cancel]
+
+
+class _Taking:
+    """From a file to a payout batch."""
+
+    def __init__(self, pages: Pages, intake: BatchIntake, uploads: Uploads) -> None:
+        self._pages = pages
+        self._intake = intake
+        self._uploads = uploads
+        self._under_way = 0
+
+    async def upload(self, request: AnyRequest, business: str, mode: str) -> AnyResponse:
+        """Check a file; show what is wrong with it, or keep it and go on to its preview."""
+        session = await self._pages.require_session(request)
+        check_origin(request)
+        visit = await self._admit(session, business, mode)
+        if self._under_way >= _UPLOADS_AT_ONCE_MAX:
+            raise TooManyWaitingError
+        self._under_way += 1
+        try:
+            body = await asyncio.wait_for(request.body(), UPLOAD_TIMEOUT_S)
+            found = await self._intake.run(lambda check_time: self._check(request, session, visit, body, check_time))
+            if isinstance(found, _Checked):
+                await self._uploads.keep(session.account_id, found.sealed)
+        finally:
+            self._under_way -= 1
+        if isinstance(found, _Checked):
+            return redirect(request, f"{visit.base}/batches/uploads/{found.upload_id.hex}")
+        page = await self._pages.threads.run(lambda connection: _list(connection, visit, None, found))
+        return await self._pages.make_page(request, page, session, visit)
+
+    async def preview(self, request: AnyRequest, business: str, mode: str, upload_id: str) -> AnyResponse:
+        """Show what a file would do."""
+        session = await self._pages.find_session(request)
+        upload = await self._find(session, upload_id) if session else None
+
+        def work(_: Connection, visit: Visit) -> Answer:
+            if upload is None or upload.business_id != visit.business.id:
+                return Redirect(f"{visit.base}/batches", _GONE, is_error=True)
+            if upload.batch_id is not None:
+                return Redirect(_batch_path(visit, upload.batch_id), _ACCEPTED_BEFORE)
+            after = visit.business.payout_balance - upload.amount
+            return Page("batch_preview.html", {"upload": upload, "balance_after": after})
+
+        return await self._pages.show(request, business, mode, work)
+
+    async def accept(self, request: AnyRequest, business: str, mode: str, upload_id: str) -> AnyResponse:
+        """Accept a file's rows as a payout batch: once, however often it is asked for."""
+        session = await self._pages.require_session(request)
+        values = await read_fields(request)
+        form = Form(self._pages.tokens.check(request, session.id, values), values)
+        visit = await self._admit(session, business, mode)
+        upload = await self._find(session, upload_id)
+        if upload is None or upload.business_id != visit.business.id:
+            gone = Redirect(f"{visit.base}/batches", _GONE, is_error=True)
+            return await self._pages.answer(request, session, visit, gone)
+        if upload.batch_id is not None:
+            before = Redirect(_batch_path(visit, upload.batch_id), _ACCEPTED_BEFORE)
+            return await self._pages.answer(request, session, visit, before)
+
+        def record(connection: Connection, batch: PayoutBatch) -> None:
+            current = find_visit(connection, session, business, mode)
+            require_admin(current)
+            changes.record_batch_accepted(connection, current.actor(form), batch)
+
+        key = f"dashboard-{upload.id.hex}"
+        offer = await self._intake.run(lambda _: Offer.of(visit.business.id, None, upload.rows(), key))
+        accepted = await self._intake.accept_offer(offer, record)
+        if isinstance(accepted, Refusal):
+            text = _TEXT_BY_REFUSAL.get(accepted.error, accepted.error)
+            refused = Redirect(f"{visit.base}/batches/uploads/{upload_id}", text, is_error=True)
+            return await self._pages.answer(request, session, visit, refused)
+        await self._remember(session, upload.become(accepted.batch.id))
+        text = f"The batch is accepted: {format_dollars(accepted.batch.amount)} are reserved for it."
+        done = Redirect(_batch_path(visit, accepted.batch.id), text)
+        return await self._pages.answer(request, session, visit, done)
+
+    async def _admit(self, session: Session, business: str, mode: str) -> Visit:
+        """Return an admin's visit."""
+
+        def look_up(connection: Connection) -> Visit:
+            visit = find_visit(connection, session, business, mode)
+            require_admin(visit)
+            return visit
+
+        return await self._pages.threads.run(look_up)
+
+    def _check(
+        self, request: AnyRequest, session: Session, visit: Visit, body: bytes, check_time: Callable[[], None]
+    ) -> "_Checked | list[str]":
+        """Read an upload's form and its file; return what was found, or the file's mistakes."""
+        sent = parse_upload(body, request.headers.get("content-type", ""))
+        upload_id = self._pages.tokens.check(request, session.id, sent.values)
+        content = sent.files.get("file", b"")
+        if not content:
+            return ["Choose a file that is not empty."]
+        name = sent.file_names.get("file", "")[-_FILE_NAME_MAX_CHARACTERS:]
+        in_dollars = sent.values.get("unit") != "cents"
+        rows, mistakes = check_upload(
+            name, content, in_dollars=in_dollars, mistakes_max=MISTAKES_SHOWN_MAX, check_time=check_time
+        )
+        if mistakes:
+            return mistakes
+        checked = [BatchRow(row.email, row.amount, row.reference) for row in rows]
+        upload = Upload.of(upload_id, visit.business.id, name, checked)
+        return _Checked(upload_id, self._uploads.seal(session.account_id, upload))
+
+    async def _find(self, session: Session, upload_id: str) -> Upload | None:
+        sealed = await self._uploads.find(session.account_id)
+        if sealed is None:
+            return None
+        upload = await self._intake.run(lambda _: self._uploads.unseal(session.account_id, sealed))
+        return upload if upload is not None and upload.id.hex == upload_id else None
+
+    async def _remember(self, session: Session, upload: Upload) -> None:
+        """Note that an upload is accepted; where Redis is gone, the batch's own key keeps it from being paid twice."""
+        try:
+            await self._uploads.keep(session.account_id, self._uploads.seal(session.account_id, upload))
+        except (RedisError, OSError) as error:
+            logger.warning("an accepted upload was not noted: %s", type(error).__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Checked:
+    """An upload without mistakes."""
+
+    upload_id: UUID
+    sealed: bytes
+
+
+def _list(connection: Connection, visit: Visit, behind: UUID | None, mistakes: list[str] | None = None) -> Page:
+    batches = payout_batches.list_batches(connection, visit.business.id, limit=_ROWS + 1, behind=behind)
+    cursor = batches_cursor(batches[_ROWS - 1].id) if len(batches) > _ROWS else None
+    values = {
+        "batches": batches[:_ROWS],
+        "cursor": cursor,
+        "is_first": behind is None,
+        "mistakes": mistakes or [],
+        "mistakes_max": MISTAKES_SHOWN_MAX,
+        "bytes_max": BODY_MAX_BYTES,
+        "rows_max": ROWS_MAX,
+    }
+    return Page("batches.html", values, 422 if mistakes else 200)
+
+
+def _show(connection: Connection, visit: Visit, batch_id: str, behind: int | None) -> Page:
+    batch = _find_batch(connection, visit, batch_id)
+    rows = payout_batches.list_results(connection, batch, limit=_RESULT_ROWS + 1, behind=behind)
+    cursor = results_cursor(rows[_RESULT_ROWS - 1].position) if len(rows) > _RESULT_ROWS else None
+    values = {
+        "batch": batch,
+        "rows": rows[:_RESULT_ROWS],
+        "cursor": cursor,
+        "is_first": behind is None,
+        "progress": _describe(visit, batch),
+    }
+    return Page("batch.html", values)
+
+
+def _cancel(connection: Connection, visit: Visit, form: Form, batch_id: str) -> Redirect:
+    batch = _find_batch(connection, visit, batch_id)
+    cancelled = changes.cancel_batch(connection, visit.actor(form), visit.business.id, batch.id)
+    rest = format_dollars(cancelled.amount - cancelled.allocated_amount)
+    return Redirect(_batch_path(visit, batch.id), f"The batch is cancelled: {rest} went back to the payout balance.")
+
+
+async def _answer_progress(pages: Pages, request: AnyRequest, business: str, mode: str, batch_id: str) -> AnyResponse:
+    """Answer the script of a batch's page."""
+
+    def look_up(connection: Connection, session: Session) -> _Progress:
+        visit = find_visit(connection, session, business, mode)
+        return _describe(visit, _find_batch(connection, visit, batch_id))
+
+    try:
+        session = await pages.require_session(request)
+        progress = await pages.threads.run(lambda connection: look_up(connection, session))
+    except SignedOutError:
+        raise PageError(401, "You are signed out", "Sign in to go on.") from None
+    return Response(msgspec.json.encode(progress), media_type=MediaType.JSON, headers=browser_headers(request))
+
+
+def _describe(visit: Visit, batch: PayoutBatch) -> _Progress:
+    is_finished = batch.finished_at is not None
+    text = f"{batch.processed:,} of {batch.total:,} rows are paid."
+    if not is_finished and not visit.business.payouts_enabled:
+        text += " The rest waits until payouts are enabled."
+    return _Progress(batch.status, batch.processed, batch.total, is_finished, text)
+
+
+def _find_batch(connection: Connection, visit: Visit, batch_id: str) -> PayoutBatch:
+    id_ = parse_id(IdKind.BATCH, batch_id)
+    batch = payout_batches.find_batch(connection, visit.business.id, id_) if id_ else None
+    if batch is None:
+        raise not_found()
+    return batch
+
+
+def _batch_path(visit: Visit, batch_id: UUID) -> str:
+    return f"{visit.base}/batches/{format_id(IdKind.BATCH, batch_id)}"

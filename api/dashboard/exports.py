@@ -1,0 +1,43 @@
+"""Whole lists as CSV, for members: each part is read behind a fresh look at whether the person still is one."""
+
+from collections.abc import Callable
+from typing import Any
+from uuid import UUID
+
+from litestar.response import Stream
+from sqlalchemy import Connection
+
+from api.dashboard.pages import AnyRequest, AnyResponse, Pages, Visit, find_visit, not_found
+from api.lists import CSV, Listing, Lists
+from api.security_headers import browser_headers
+
+
+async def export_csv(
+    pages: Pages,
+    lists: Lists,
+    request: AnyRequest,
+    business: str,
+    mode: str,
+    choose: Callable[[Connection, Visit], Listing[Any, Any]],
+) -> AnyResponse:
+    """Answer with the list that `choose` returns, which may look at who asks."""
+    session = await pages.find_session(request)
+    if session is None:
+        return pages.ask_to_sign_in(request)
+
+    def authorised(connection: Connection) -> Visit:
+        return find_visit(connection, session, business, mode)
+
+    def look_up(connection: Connection) -> Listing[Any, Any]:
+        return choose(connection, authorised(connection))
+
+    listing = await pages.threads.run(look_up)
+
+    async def carry_out(work: Callable[[Connection, UUID], Any]) -> Any:
+        return await pages.threads.run(lambda connection: work(connection, authorised(connection).business.id))
+
+    response = await lists.export(carry_out, listing, CSV)
+    if not isinstance(response, Stream):
+        raise not_found()
+    response.headers.update(browser_headers(request))
+    return response
