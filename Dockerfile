@@ -7,7 +7,9 @@ COPY pyproject.toml constraints.txt README.md LICENSE Procfile ./
 COPY api api
 COPY core core
 COPY workers workers
-RUN pip --python /venv/bin/python install --no-cache-dir --constraint constraints.txt .
+# For traces: --build-arg EXTRAS=[tracing]
+ARG EXTRAS=
+RUN pip --python /venv/bin/python install --no-cache-dir --constraint constraints.txt ".${EXTRAS}"
 
 FROM python:3.11-slim
 RUN useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin payouts

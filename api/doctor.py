@@ -51,7 +51,7 @@ _REDIS_VERSION_MIN = (6, 2)
 _REDIS_LATENCY_MAX_S = 0.05
 _QUEUE_DEPTH_MAX = 1_000
 _DISK_FREE_MIN_BYTES = 1 << 30
-_PROCESS_CONNECTIONS = 10  # an API process: its pool, and the one for payout batches
+_PROCESS_CONNECTIONS = 16  # an API process: its pool, and those for payout batches and the dashboard
 _BEAT_WAIT_MAX_S = 30.0
 
 
