@@ -12,7 +12,7 @@ from api import documents, responses
 from api.client import Payouts, PayoutsError
 from api.responses import HEADERS_BY_SUCCESS, REFUSAL_BY_OUTCOME
 from core.messages import Outcome
-from tests.servers import ROOT
+from tests.servers import ROOT, Account
 
 ERROR_TEXTS = {
     400: {
@@ -130,6 +130,17 @@ def test_body_is_documented_as_the_contract_has_it(document: dict[str, Any]) -> 
     amount, email = schema["properties"]["amount"], schema["properties"]["email"]
     assert (amount["type"], amount["minimum"], amount["maximum"]) == ("integer", 1, 100_000_000)
     assert (email["type"], email["maxLength"]) == ("string", 255)
+
+
+def test_examples_of_bodies_are_accepted(document: dict[str, Any], client: httpx.Client, account: Account) -> None:
+    contents = operations(document)[("/payout/batches", "post")]["requestBody"]["content"]
+    assert set(contents) == {"application/json", "text/csv", "application/x-ndjson"}
+    for media_type, content in contents.items():
+        example = content["example"]
+        body = example if isinstance(example, str) else msgspec.json.encode(example)
+        headers = {**account.headers, "Content-Type": media_type, "Idempotency-Key": "once"}
+        answer = client.post("/payout/batches", content=body, headers=headers)
+        assert (answer.status_code, answer.json()["amount"]) == (202, 10000)  # the same rows, written in three ways
 
 
 def test_headers_are_documented(document: dict[str, Any]) -> None:

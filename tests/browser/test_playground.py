@@ -6,12 +6,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Browser, Locator, Page, expect
 
 from core import api_keys, businesses
 from core.credentials import KeyKind
 from tests.browser.conftest import PHONE, OpenPage, Watch
-from tests.servers import Account, System
+from tests.servers import Account, Servers, System, open_account, run_system
 
 PLAY_MONEY_CENTS = 100_000_000
 
@@ -230,6 +230,24 @@ def test_a_server_out_of_reach_is_said_to_be(playground: Page, watch: Watch, tes
     expect(form.locator(".advice")).to_contain_text("with its Idempotency-Key it pays once")
     playground.context.set_offline(False)
     send(form, 201)
+
+
+def test_limits_are_shown_with_what_to_do(browser: Browser, servers: Servers) -> None:
+    own = Servers(servers.postgres_url, servers.redis_url.removesuffix("/0") + "/4")
+    with run_system(own, rate_limit_per_s="1", rate_limit_burst="2") as limited:
+        account = open_account(limited.database)
+        with browser.new_context(base_url=limited.base_url) as context:
+            page = context.new_page()
+            page.goto("/docs")
+            enter_key(page, account.secret_key)
+            form = form_of(page, "getBalance")
+            send(form, 200)
+            assert {"ratelimit", "ratelimit-policy"} <= set(form.locator(".answer dt").all_inner_texts())
+            while not form.locator(".outcome").inner_text().startswith("429"):
+                form.get_by_role("button", name="Send").click()
+                expect(form.locator(".outcome")).to_contain_text(" ms")
+            assert "retry-after" in form.locator(".answer dt").all_inner_texts()
+            expect(form.locator(".advice")).to_contain_text("Wait as long as Retry-After says")
 
 
 def test_batches_from_files_and_lists_as_files(playground: Page, test_key: str, tmp_path: Path) -> None:
