@@ -43,12 +43,11 @@ from core.errors import UserError
 from core.garbage import spare_what_stays
 from core.logs import Logs, about
 from core.messages import BatchCodec
-from core.revision import wait_for_schema
 from core.settings import Settings, load_settings, warn_of_unknown_variables
 from core.tracing import is_wanted, start_tracing, warn_where_missing
 from workers.app import ALLOCATE_TASK, PAY_CHUNK_TASK, create_celery
 from workers.servers import open_async_redis
-from workers.startup import wait_for_broker, wait_for_redis
+from workers.startup import wait_for_servers
 from workers.tracing import make_batch_tracing, trace_tasks
 
 logger = logging.getLogger(__name__)
@@ -200,11 +199,8 @@ def create_app_from_environment() -> ASGIApp:
     try:
         warn_of_unknown_variables()
         settings = load_settings()
-        with Database.from_settings(settings) as database:
-            wait_for_schema(database, settings.startup_timeout_s)
         with create_celery(settings) as celery:
-            wait_for_broker(celery, settings)
-            wait_for_redis(celery, settings)
+            wait_for_servers(celery, settings)
     except UserError as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(error.exit_code)
@@ -221,9 +217,9 @@ def add_request_log(app: Litestar, settings: Settings, recent_requests: RecentRe
     )
     warn_where_missing()
     is_logged = settings.access_log and settings.log_level in {"debug", "info"}
-    return RequestLog(
-        app, writer if is_logged else None, recent_requests.note, with_probes=settings.log_level == "debug"
-    )
+    shown_writer = writer if is_logged else None
+    with_probes = settings.log_level == "debug"
+    return RequestLog(app, lines.mask, shown_writer, recent_requests.note, with_probes=with_probes)
 
 
 def _answer_http_exception(_: Request[Any, Any, Any], error: HTTPException) -> Response[Any]:

@@ -65,12 +65,14 @@ class RequestLog:
     def __init__(
         self,
         app: ASGIApp,
+        mask: Callable[[str], str],
         writer: LineWriter | None,
         tell: Callable[[RequestNote], None] = lambda _: None,
         *,
         with_probes: bool = False,
     ) -> None:
         self._app = app
+        self._mask = mask
         self._tell = tell
         self._writer = writer
         self._left_out = () if with_probes else _PROBES
@@ -95,7 +97,7 @@ class RequestLog:
             note.duration_s = time.perf_counter() - begun
             note.time = time.time()
             note.method = scope["method"]
-            note.path = path
+            note.path = self._mask(path)
             note.route = scope.get("path_template")
             self._tell(note)
             if self._writer is not None and path not in self._left_out:
@@ -133,17 +135,16 @@ class RequestLines:
 
     def format(self, formatter: LineFormatter, note: RequestNote) -> str:
         """Return a note's line."""
-        path = self.mask(note.path)
         line = _Line(
             format_time(note.time),
             "warning" if note.status >= 500 else "info",
             formatter.process,
             self._pid,
             __name__,
-            f"{note.method} {path} {note.status}",
+            f"{note.method} {note.path} {note.status}",
             note.id,
             note.method,
-            path,
+            note.path,
             note.status,
             round(note.duration_s * 1000, 3),
             note.outcome or _OUTCOME_BY_STATUS.get(note.status) or ("ok" if 200 <= note.status < 400 else "failed"),

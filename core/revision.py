@@ -29,16 +29,6 @@ _REASONS = (
 """What may be said of the driver's text, which may hold more than it should."""
 
 
-def wait_for_schema(database: Database, timeout_s: float) -> None:
-    """Wait until the database can be reached and has all of our migrations.
-
-    Raises:
-        ServerNotReadyError: not within `timeout_s`.
-
-    """
-    wait_until_ready(lambda: _find_problem(database), timeout_s)
-
-
 def wait_until_reachable(database: Database, timeout_s: float) -> None:
     """Wait until the database can be reached, with any schema.
 
@@ -49,7 +39,8 @@ def wait_until_reachable(database: Database, timeout_s: float) -> None:
     wait_until_ready(lambda: _read(database)[1], timeout_s)
 
 
-def _find_problem(database: Database) -> str | None:
+def find_schema_problem(database: Database) -> str | None:
+    """Say why the database cannot be used yet: out of reach, or without some of our migrations."""
     revision, problem = _read(database)
     if problem:
         return problem

@@ -44,5 +44,8 @@ def address_of(url: str) -> str:
 
 
 def _address_of(url: str) -> str:
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return ""
     return parts.netloc.rpartition("@")[2] or parts.path

@@ -37,8 +37,11 @@ def valkey() -> Iterator[EmbeddedValkey]:
 
 @pytest.fixture(scope="session")
 def system(servers: Servers) -> Iterator[System]:
-    """API and worker as the Procfile runs them; each test makes a business of its own."""
-    with run_system(servers) as running:
+    """API and worker as the Procfile runs them; each test makes a business of its own.
+
+    On a Valkey of their own: the workers of other systems would take their messages, and know none of their businesses.
+    """
+    with run_valkey() as valkey, run_system(Servers(servers.postgres_url, valkey.url)) as running:
         yield running
 
 

@@ -24,7 +24,7 @@ from tornado.web import RequestHandler
 from core.errors import UserError
 from core.settings import Settings, SettingsError, load_settings, variable_name, warn_of_unknown_variables
 from workers.app import create_celery
-from workers.startup import wait_for_broker
+from workers.startup import wait_for_servers
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +123,7 @@ def run_flower(settings: Settings) -> None:
         name = variable_name("flower_password")
         raise SettingsError([f"{name} is not set: Flower's password; it shows nothing to anybody without one"])
     celery = create_celery(settings)
-    wait_for_broker(celery, settings)
+    wait_for_servers(celery, settings, with_database=False)
     credentials = f"{settings.flower_user}:{settings.flower_password}"
     options.basic_auth = [credentials]
     options.read_only = True

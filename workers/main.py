@@ -15,7 +15,6 @@ from core.errors import UserError
 from core.garbage import spare_what_stays
 from core.logs import Logs
 from core.messages import BatchCodec
-from core.revision import wait_for_schema
 from core.settings import Settings, load_settings, warn_of_unknown_variables
 from core.tracing import is_wanted, start_tracing, warn_where_missing
 from workers import metrics
@@ -26,7 +25,7 @@ from workers.locks import BusinessLocks
 from workers.results import ReplyBackend
 from workers.schedule import PeriodicTasks
 from workers.servers import open_redis
-from workers.startup import wait_for_broker, wait_for_redis
+from workers.startup import wait_for_servers
 from workers.tasks import BatchProcessor, register_tasks
 from workers.tracing import trace_tasks
 from workers.verification import BooksVerifier, register_verification_task
@@ -76,10 +75,7 @@ def _spare_what_stays(**_: object) -> None:
 def _wait_as_worker(**_: object) -> None:
     """Wait for all servers before Celery tries to connect, which it would do for ever."""
     try:
-        wait_for_broker(app, settings)
-        wait_for_redis(app, settings)
-        with Database.from_settings(settings) as database:
-            wait_for_schema(database, settings.startup_timeout_s)
+        wait_for_servers(app, settings)
     except UserError as error:
         _give_up(error)
 
@@ -87,7 +83,7 @@ def _wait_as_worker(**_: object) -> None:
 @beat_init.connect  # type: ignore[untyped-decorator]
 def _wait_as_beat(**_: object) -> None:
     try:
-        wait_for_broker(app, settings)
+        wait_for_servers(app, settings, with_database=False)
     except UserError as error:
         _give_up(error)
 

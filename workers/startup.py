@@ -6,29 +6,32 @@ from amqp.exceptions import AccessRefused, NotAllowed
 from celery import Celery
 from redis.exceptions import AuthenticationError
 
+from core.database import Database
+from core.revision import find_schema_problem
 from core.settings import Settings, variable_name
 from core.startup import ServerNotReadyError, address_of, wait_until_ready
 
 
-def wait_for_broker(celery: Celery, settings: Settings) -> None:
-    """Wait until the broker can be reached.
+def wait_for_servers(celery: Celery, settings: Settings, *, with_database: bool = True) -> None:
+    """Wait until database, broker and Redis can be reached, and the database has all of our migrations.
 
     Raises:
-        ServerNotReadyError: not within `startup_timeout_s`, or it does not let us in, which no waiting changes.
+        UserError: not within `startup_timeout_s`, or what no waiting changes: the broker does not let us in, say.
 
     """
-    wait_until_ready(lambda: _find_broker_problem(celery, settings), settings.startup_timeout_s)
+    if not with_database:
+        wait_until_ready(lambda: _find_broker_problem(celery, settings), settings.startup_timeout_s)
+        return
+    with Database.from_settings(settings, pool_size=1) as database:
+        wait_until_ready(lambda: _find_problem(database, celery, settings), settings.startup_timeout_s)
 
 
-def wait_for_redis(celery: Celery, settings: Settings) -> None:
-    """Wait until the Redis of locks and replies can be reached, where it is not the broker as well.
-
-    Raises:
-        ServerNotReadyError: not within `startup_timeout_s`.
-
-    """
+def _find_problem(database: Database, celery: Celery, settings: Settings) -> str | None:
+    # All are looked at each time, for those of them that end the waiting at once.
+    problems = [find_schema_problem(database), _find_broker_problem(celery, settings)]
     if settings.redis_url != settings.broker_url:
-        wait_until_ready(lambda: _find_redis_problem(celery, settings), settings.startup_timeout_s)
+        problems.append(_find_redis_problem(celery, settings))
+    return next(filter(None, problems), None)
 
 
 def _find_broker_problem(celery: Celery, settings: Settings) -> str | None:

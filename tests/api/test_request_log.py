@@ -91,7 +91,7 @@ def test_an_odd_request_id_is_replaced(client: httpx.Client, request_id: str) ->
         ("GET", "/balance?secret=1", "/balance", 200, "ok"),
         ("GET", "/payout/transactions/txn_" + "0" * 32, "/payout/transactions/txn_" + "0" * 32, 404, "not_found"),
         ("GET", "/payout/users/me", "/payout/users/…", 404, "not_found"),
-        ("GET", "/payouts/create", "/…/create", 404, "not_found"),
+        ("GET", "/pay-outs/create", "/…/create", 404, "not_found"),
         ("DELETE", "/payout/create", "/payout/create", 405, "method_not_allowed"),
         ("POST", "/payout/create", "/payout/create", 400, "invalid"),
         ("POST", "/payout/batches", "/payout/batches", 400, "invalid"),

@@ -451,7 +451,7 @@ def test_unreachable_database_ends_it_with_one_line(home: Path) -> None:
     }
     with run_up(home, "--port", "0", **variables) as up:
         assert up.wait() == 1
-        assert up.output().splitlines()[-1].startswith("Error: PostgreSQL cannot be reached")
+        assert up.output().splitlines()[-1].startswith("Error: PostgreSQL at 127.0.0.1:1 cannot be reached")
         assert "Traceback" not in up.output()
         assert "hunter2" not in up.output()
         up.assert_nothing_is_left()

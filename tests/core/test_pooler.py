@@ -21,8 +21,9 @@ from core.database import (
     driver_of,
     is_connection_error,
 )
-from core.revision import wait_for_schema
+from core.revision import find_schema_problem
 from core.schema import migrate
+from core.startup import wait_until_ready
 from tests.core.builders import allocate, allocation_of, read_payout_balance, settle
 from tests.pgbouncer import PgBouncer, run_pgbouncer
 from tests.servers import HASH_SECRET, ROOT, Servers, open_account, verify_books
@@ -38,6 +39,10 @@ LEFT_BEHIND = {
     "client_min_messages": "debug1",
     "search_path": "pg_catalog",
 }
+
+
+def wait_for_schema(database: Database, timeout_s: float) -> None:
+    wait_until_ready(lambda: find_schema_problem(database), timeout_s)
 
 
 @pytest.fixture

@@ -17,15 +17,19 @@ import core.schema
 from core.database import Database
 from core.revision import (
     REQUIRED_REVISION,
+    find_schema_problem,
     read_revision,
-    wait_for_schema,
     wait_until_reachable,
 )
 from core.schema import migrate
-from core.startup import ServerNotReadyError
+from core.startup import ServerNotReadyError, wait_until_ready
 from core.tables import metadata
 from tests.core.builders import run_sql
 from tests.servers import Servers, verify_books
+
+
+def wait_for_schema(database: Database, timeout_s: float) -> None:
+    wait_until_ready(lambda: find_schema_problem(database), timeout_s)
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from tests.dashboard.visitors import (
     new_email,
     sign_in,
 )
-from tests.servers import Account, Servers, System, open_account
+from tests.servers import Account, System, open_account
 
 
 def session_of(visitor: Visitor) -> str:
@@ -90,9 +90,9 @@ def test_cookies_are_for_https_alone_where_the_request_came_by_it(system: System
     assert {"Secure", "HttpOnly", "Path=/"} <= set(set_.split("; "))
 
 
-def test_redis_holds_neither_ids_of_sessions_nor_emails(system: System, account: Account, servers: Servers) -> None:
+def test_redis_holds_neither_ids_of_sessions_nor_emails(system: System, account: Account) -> None:
     visitor = sign_in(system, account.business)
-    with redis.Redis.from_url(servers.redis_url) as client:
+    with redis.Redis.from_url(system.environment["PAYOUTS_REDIS_URL"]) as client:
         keys = [key for key in client.scan_iter("payouts:*", count=1000) if client.type(key) == b"string"]
         held = b" ".join(keys) + b" ".join(value for key in keys if (value := client.get(key)))
     assert any(key.startswith(b"payouts:session:") for key in keys)
@@ -182,18 +182,18 @@ def test_forms_of_other_sites_are_refused(system: System, account: Account, head
     assert visitor.client.post(form.action, data=data, headers=same).status_code == 303
 
 
-def end_sessions(servers: Servers, system: System) -> None:
+def end_sessions(system: System) -> None:
     """Do what time does."""
-    with redis.Redis.from_url(servers.redis_url) as client:
+    with redis.Redis.from_url(system.environment["PAYOUTS_REDIS_URL"]) as client:
         for key in client.scan_iter("payouts:session:*"):
             client.delete(key)
 
 
-def test_an_ended_session_does_nothing_and_says_so(system: System, account: Account, servers: Servers) -> None:
+def test_an_ended_session_does_nothing_and_says_so(system: System, account: Account) -> None:
     visitor = sign_in(system, account.business)
     settings = f"{base(account.business)}/settings"
     form = visitor.open(settings).form("/settings/payouts")
-    end_sessions(servers, system)
+    end_sessions(system)
     response = visitor.client.post(form.action, data=form.values, headers={"Referer": f"{system.base_url}{settings}"})
     assert response.status_code == 401
     page = Document(response.text)
@@ -207,16 +207,14 @@ def test_an_ended_session_does_nothing_and_says_so(system: System, account: Acco
     assert visitor.get(settings).headers["location"] == f"/dashboard/sign-in?next={quote(settings, safe='')}"
 
 
-def let_time_pass(servers: Servers) -> None:
+def let_time_pass(system: System) -> None:
     """Let every wait be over."""
-    with redis.Redis.from_url(servers.redis_url) as client:
+    with redis.Redis.from_url(system.environment["PAYOUTS_REDIS_URL"]) as client:
         for key in client.scan_iter("payouts:sign-in:*"):
             client.hset(key, "not_before", 0)
 
 
-def test_tries_are_held_up_longer_each_time_and_strangers_lock_nobody_out(
-    system: System, account: Account, servers: Servers
-) -> None:
+def test_tries_are_held_up_longer_each_time_and_strangers_lock_nobody_out(system: System, account: Account) -> None:
     member = sign_in(system, account.business)
     attacker = Visitor(system, member.email)
     form = attacker.open("/dashboard/sign-in").form("/sign-in")
@@ -233,11 +231,11 @@ def test_tries_are_held_up_longer_each_time_and_strangers_lock_nobody_out(
     member.client.cookies.delete("payouts_session")
     assert member.sign_in().status_code == 303
     # And who guesses on, waits longer.
-    let_time_pass(servers)
+    let_time_pass(system)
     assert attempt("guess number 6").status_code == 422
     assert 15 < int(attempt(PASSWORD).headers["retry-after"]) <= 30
     for _ in range(10):
-        let_time_pass(servers)
+        let_time_pass(system)
         attempt("guess, guess")
     assert 600 < int(attempt(PASSWORD).headers["retry-after"]) <= 900
 
