@@ -36,7 +36,7 @@ from api.request_log import RequestLines, RequestLog, note_of
 from api.responses import Refusal
 from api.settler import Settler
 from api.tracing import make_plugin
-from api.traffic import count_requests
+from api.traffic import Traffic
 from api.transactions import transaction_routes
 from core.database import Database, describe_error
 from core.errors import UserError
@@ -165,7 +165,7 @@ def create_app(settings: Settings, recent_requests: RecentRequests, *, with_trac
     pages = [dashboard.router, playground.router]
     paths = [path for handler in handlers for path in handler.paths]
     lines = RequestLines([*paths, *(route.path_format for router in pages for route in router.routes)])
-    app = Litestar(
+    return Litestar(
         [*handlers, *pages],
         plugins=[make_plugin(lines.mask)] if with_traces else [],
         lifespan=[lifespan],
@@ -175,9 +175,6 @@ def create_app(settings: Settings, recent_requests: RecentRequests, *, with_trac
         openapi_config=None,
         request_max_body_size=settings.request_body_max_bytes,
     )
-    # Outside of routing, so that what matches no route is counted too.
-    app.asgi_handler = count_requests(app.asgi_handler)
-    return app
 
 
 async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
@@ -219,7 +216,8 @@ def add_request_log(app: Litestar, settings: Settings, recent_requests: RecentRe
     is_logged = settings.access_log and settings.log_level in {"debug", "info"}
     shown_writer = writer if is_logged else None
     with_probes = settings.log_level == "debug"
-    return RequestLog(app, lines.mask, shown_writer, recent_requests.note, with_probes=with_probes)
+    tell = (Traffic().count, recent_requests.note)
+    return RequestLog(app, lines.mask, shown_writer, tell, with_probes=with_probes)
 
 
 def _answer_http_exception(_: Request[Any, Any, Any], error: HTTPException) -> Response[Any]:
