@@ -125,8 +125,8 @@ class RequestLines:
         if not formatter.as_json:
             fields = {"duration_ms": duration_ms, "outcome": _outcome_of(note), "request_id": note.id} | names
             return formatter.line(note.time, _level_of(note).upper(), __name__, _message_of(note), fields)
-        # At thousands of lines a second, encoding what is the same in each would cost more than the rest. What is put in
-        # here needs no escapes.
+        # At thousands of lines a second, encoding what is the same in each would cost more than the rest. What is put
+        # in here needs no escapes.
         head, middle, end = self._find_parts(formatter, note)
         named = "".join([f',"{field}":"{name}"' for field, name in names.items() if name is not None])
         return (
