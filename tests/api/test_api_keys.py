@@ -77,6 +77,7 @@ def test_key_of_a_business_that_is_gone_is_refused(system: System, client: httpx
     ids = {"live": account.business.id, "test": account.business.twin_id}
     run(system, "DELETE FROM api_keys WHERE business_id IN (:live, :test)", **ids)
     run(system, "DELETE FROM payout_transactions WHERE business_id IN (:live, :test)", **ids)
+    run(system, "DELETE FROM main_transactions WHERE business_id IN (:live, :test)", **ids)
     run(system, "DELETE FROM businesses WHERE id IN (:live, :test)", **ids)
     assert status_codes(client, account, account.secret_key) == {401}
 
