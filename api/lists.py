@@ -35,7 +35,8 @@ _TYPE_BY_RANGE = {
 }
 _QUALITY = re.compile(r"(?:0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?)\Z")
 # What a spreadsheet takes for a formula. https://owasp.org/www-community/attacks/CSV_Injection
-_FORMULA_BEGINNINGS = ("=", "+", "-", "@", "\t", "\r")
+_FORMULA_BEGINNINGS = ("=", "+", "-", "@", "＝", "＋", "－", "＠")  # noqa: RUF001 (full-width ones)
+_CONTROL_BEGINNINGS = ("\t", "\r", "\n")
 
 
 class ExportBrokeOffError(Exception):
@@ -208,7 +209,9 @@ def _cell(value: Any) -> Any:
     """Write a value so that no spreadsheet carries it out."""
     if isinstance(value, datetime):
         return value.isoformat().replace("+00:00", "Z")
-    if isinstance(value, str) and value.startswith(_FORMULA_BEGINNINGS):
+    if isinstance(value, str) and (
+        value.startswith(_CONTROL_BEGINNINGS) or value.lstrip().startswith(_FORMULA_BEGINNINGS)
+    ):
         return "'" + value
     return value
 

@@ -1,5 +1,6 @@
 """The audit log: who changed what. Each function runs inside the caller's transaction, which makes the change too."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -16,7 +17,7 @@ from core.tables import audit_log
 
 
 class AlreadyRecordedError(UserError):
-    """This was done already, when the form was sent the first time. Nothing was done twice."""
+    """This was done already, when the form was sent the first time. What is shown only once has to be made anew."""
 
 
 class Action(StrEnum):
@@ -100,6 +101,12 @@ def record(
     )
     if written.one_or_none() is None:
         raise AlreadyRecordedError
+
+
+def is_recorded(connection: Connection, business_ids: Sequence[UUID], form_id: UUID) -> bool:
+    """Tell whether a form's change was made before, in one of the businesses."""
+    query = sa.select(audit_log.c.id).where(audit_log.c.business_id.in_(business_ids), audit_log.c.form_id == form_id)
+    return connection.execute(query).first() is not None
 
 
 def list_entries(connection: Connection, business_id: UUID, limit: int, behind: UUID | None = None) -> list[Entry]:

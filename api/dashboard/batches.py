@@ -40,7 +40,7 @@ from api.push_file import check_upload
 from api.responses import INSUFFICIENT_BALANCE, PAYOUTS_DISABLED, Refusal
 from api.security_headers import browser_headers, redirect
 from core import changes, payout_batches
-from core.ids import IdKind, format_id, parse_id
+from core.ids import IdKind, format_id, new_id, parse_id
 from core.money import format_dollars
 from core.payout_batches import BODY_MAX_BYTES, ROWS_MAX, BatchResult, BatchRow, BatchStatus, Offer, PayoutBatch
 
@@ -215,7 +215,7 @@ class _Taking:
     ) -> "_Checked | list[str]":
         """Read an upload's form and its file; return what was found, or the file's mistakes."""
         sent = parse_upload(body, request.headers.get("content-type", ""))
-        upload_id = self._pages.tokens.check(request, session.id, sent.values)
+        self._pages.tokens.check(request, session.id, sent.values)
         content = sent.files.get("file", b"")
         if not content:
             return ["Choose a file that is not empty."]
@@ -227,6 +227,8 @@ class _Taking:
         if mistakes:
             return mistakes
         checked = [BatchRow(row.email, row.amount, row.reference) for row in rows]
+        # Each file has an id of its own: what is accepted is what its preview showed.
+        upload_id = new_id()
         upload = Upload.of(upload_id, visit.business.id, name, checked)
         return _Checked(upload_id, self._uploads.seal(session.account_id, upload))
 

@@ -26,7 +26,7 @@ from api.dashboard.rendering import Renderer
 from api.dashboard.sessions import Notice, Session, Sessions
 from api.dispatcher import TooManyWaitingError
 from api.security_headers import page, redirect
-from core import accounts, businesses
+from core import accounts, audit, businesses
 from core.accounts import Account, Membership, Role
 from core.audit import Actor, AlreadyRecordedError
 from core.businesses import Business
@@ -167,6 +167,9 @@ class Pages:
         def carry_out(connection: Connection) -> tuple[Visit, Answer]:
             visit = find_visit(connection, session, business, mode)
             require_admin(visit)
+            # Before anything else has a say: what was done may well be refused the second time.
+            if audit.is_recorded(connection, [visit.business.id, visit.business.twin_id], form.id):
+                raise AlreadyRecordedError
             return visit, work(connection, visit, form)
 
         visit: Visit | None = None

@@ -136,12 +136,13 @@ class _People:
         values = await self._read_visitors_form(request)
         password = values.get("password", "")
         invitation = await self._read_invitation(token)
-        made = await self._try(request, invitation.email)
+        if not invitation.has_account and password != values.get("password_again", ""):
+            return await self._make_invitation(request, invitation, "The two passwords are not the same.", 422)
+        # By the link, which strangers do not have, so that their tries with the e-mail hold up nobody who has it.
+        made = await self._try(request, token)
         if made.wait_s:
             text = f"There were too many tries. Try again in {_write_wait(made.wait_s)}."
             return await self._make_invitation(request, invitation, text, 429)
-        if not invitation.has_account and password != values.get("password_again", ""):
-            return await self._make_invitation(request, invitation, "The two passwords are not the same.", 422)
 
         try:
             account = await self._passwords.run(lambda database: changes.accept_invitation(database, token, password))

@@ -1,8 +1,8 @@
 """How often somebody may try to sign in: counted in Redis before each try, forgotten after one that succeeds.
 
-Tries are held up longer each time, by address, by e-mail from one address, and by e-mail from anywhere. Nobody is
-locked out by strangers: a browser in which the person has signed in before has a cookie that says so, and is held up
-by its own tries alone. https://owasp.org/www-community/Slow_Down_Online_Guessing_Attacks_with_Device_Cookies
+Tries are held up longer each time, by address and by e-mail from one address; by e-mail from anywhere for ten seconds
+at most, so that strangers who guess from many addresses delay a person's new browser and lock nobody out. A browser
+in which the person has signed in before has a cookie that says so, and is held up by its own tries alone. https://owasp.org/www-community/Slow_Down_Online_Guessing_Attacks_with_Device_Cookies
 """
 
 import hashlib
@@ -54,7 +54,7 @@ class _Limit:
 
 _BY_EMAIL_AND_ADDRESS = _Limit(5, 900)
 _BY_ADDRESS = _Limit(30, 900)
-_BY_EMAIL = _Limit(50, 60)
+_BY_EMAIL = _Limit(50, 10)
 _BY_DEVICE = _Limit(5, 900)
 
 

@@ -36,7 +36,9 @@ document.addEventListener("submit", (event) => {
   form.dataset.isUnderWay = "yes";
 });
 // Who comes back with the back button may send a form again; the server knows it by its id.
-window.addEventListener("pageshow", () => {
+window.addEventListener("pageshow", (event) => {
+  // A page that the browser kept has forms whose ids were used.
+  if (event.persisted) location.reload();
   for (const form of document.forms) { delete form.dataset.isUnderWay; delete form.dataset.isSent; }
 });
 
@@ -44,8 +46,12 @@ for (const button of document.querySelectorAll("[data-copy]")) {
   if (!navigator.clipboard) continue;
   button.hidden = false;
   button.addEventListener("click", async () => {
-    await navigator.clipboard.writeText(document.getElementById(button.dataset.copy).textContent);
-    button.textContent = "Copied";
+    try {
+      await navigator.clipboard.writeText(document.getElementById(button.dataset.copy).textContent);
+      button.textContent = "Copied";
+    } catch {
+      button.textContent = "Select it and copy";
+    }
   });
 }
 
