@@ -75,6 +75,20 @@ def test_a_file_is_shown_accepted_once_and_paid(system: System, account: Account
     assert verify_books(system.database).balanced
 
 
+def test_what_is_accepted_is_what_its_preview_showed(system: System, account: Account, admin: Visitor) -> None:
+    form = admin.open(f"{base(account.business)}/batches").form("/batches/uploads")
+    shown, unseen = (
+        admin.client.post(form.action, data=form.values, files={"file": ("people.csv", content)}).headers["location"]
+        for content in (b"email,amount\nfirst@example.com,1\n", b"email,amount\nsecond@example.com,999\n")
+    )
+    assert shown != unseen
+    accepting = admin.open(unseen).form(unseen)
+    accepting.action = shown
+    assert "upload" in admin.follow(admin.send(accepting)).text.lower()
+    assert read_history(system.database, account.business.id) == []
+    assert actions(system, account.business) == []
+
+
 def test_amounts_may_be_cents_and_rows_json(system: System, account: Account, admin: Visitor) -> None:
     content = b'{"email": "anna@example.com", "amount": 150}\n'
     preview = admin.follow(upload(admin, account.business, content, "people.ndjson", unit="cents"))

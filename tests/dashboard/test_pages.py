@@ -182,6 +182,15 @@ def test_funds_are_added_once_however_often_the_form_comes(system: System, accou
     assert verify_books(system.database).balanced
 
 
+def test_a_form_that_comes_twice_says_so_whatever_it_changed(system: System, account: Account, admin: Visitor) -> None:
+    deposit(system, account.business, 500_000)
+    form = admin.open(f"{base(account.business)}/settings").form("/settings/funds")
+    admin.follow(admin.send(form, amount="5000"))
+    # The main balance is empty by now.
+    assert "This was done already" in admin.follow(admin.send(form, amount="5000")).text
+    assert read_business(system, account.business).balance == 0
+
+
 @pytest.mark.parametrize(
     ("amount", "error"),
     [
