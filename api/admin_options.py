@@ -20,6 +20,7 @@ from core.database import Database, describe_error
 from core.errors import UserError
 from core.ids import IdKind, parse_id
 from core.logs import Logs
+from core.revision import explain
 from core.settings import load_database_url, variable_name, warn_of_unknown_variables
 
 Document = dict[str, Any] | list[dict[str, Any]]
@@ -33,11 +34,13 @@ class DatabaseCommandError(UserError):
     """The database did not do what a command asked of it."""
 
 
-def _explain(error: sa.exc.SQLAlchemyError) -> str:
+def _explain(error: sa.exc.SQLAlchemyError, database: Database, data_dir: Path | None) -> str:
     if isinstance(error, sa.exc.ProgrammingError) and isinstance(error.orig, UndefinedTable):
         return "the database has no Payouts tables yet; run: payouts migrate"
     if isinstance(error, sa.exc.OperationalError | sa.exc.TimeoutError):
-        return f"PostgreSQL cannot be reached; is `payouts up` running? ({describe_error(error)})"
+        # Without a variable, it is the database that `payouts up` runs.
+        is_embedded = data_dir is not None or not load_database_url()
+        return explain(error, database) + ("; is `payouts up` running?" if is_embedded else "")
     return f"PostgreSQL refused: {describe_error(error)}"
 
 
@@ -61,11 +64,11 @@ def _add_options(command: Callable[..., None], transaction_timeout_s: float | No
     @wraps(command)
     def wrapper(*args: Any, data_dir: Path | None, **kwargs: Any) -> None:
         Logs.configure_command(os.environ.get(variable_name("log_format"), ""))
-        try:
-            with _open_database(data_dir, transaction_timeout_s) as database:
+        with _open_database(data_dir, transaction_timeout_s) as database:
+            try:
                 command(*args, database=database, **kwargs)
-        except sa.exc.SQLAlchemyError as error:
-            raise DatabaseCommandError(_explain(error)) from None
+            except sa.exc.SQLAlchemyError as error:
+                raise DatabaseCommandError(_explain(error, database, data_dir)) from None
 
     return wrapper
 

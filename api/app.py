@@ -196,6 +196,7 @@ def create_app_from_environment() -> ASGIApp:
     try:
         warn_of_unknown_variables()
         settings = load_settings()
+        Logs.configure("web", log_format=settings.log_format, log_level=settings.log_level)
         with create_celery(settings) as celery:
             wait_for_servers(celery, settings)
     except UserError as error:
@@ -213,11 +214,8 @@ def add_request_log(app: Litestar, settings: Settings, recent_requests: RecentRe
         "web", log_format=settings.log_format, log_level=settings.log_level, format_other=lines.format
     )
     warn_where_missing()
-    is_logged = settings.access_log and settings.log_level in {"debug", "info"}
-    shown_writer = writer if is_logged else None
-    with_probes = settings.log_level == "debug"
     tell = (Traffic().count, recent_requests.note)
-    return RequestLog(app, lines.mask, shown_writer, tell, with_probes=with_probes)
+    return RequestLog(app, lines.mask, writer if settings.access_log else None, tell, log_level=settings.log_level)
 
 
 def _answer_http_exception(_: Request[Any, Any, Any], error: HTTPException) -> Response[Any]:

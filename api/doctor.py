@@ -40,6 +40,7 @@ from workers.app import (
 )
 from workers.queues import QueueWatch
 from workers.servers import open_async_redis, open_redis
+from workers.startup import describe_refusal
 
 _ROUND_TRIP_TIMEOUT_S = 8.0
 _ROUND_TRIPS = 3
@@ -154,7 +155,9 @@ def _print(findings: list[Finding], exit_code: int) -> None:
 
 def _check_all(settings: Settings, url: str | None, data_dir: Path | None) -> Iterator[Finding]:
     with Database.from_settings(settings, pool_size=1) as database:
-        yield from _check_database(database, settings)
+        found = _check_database(database, settings)
+    yield from found
+    is_database_there = found[0].status is not Status.PROBLEM
     is_redis_there = False
     for finding in _check_redis(settings):
         is_redis_there |= finding.check == "redis" and finding.status is not Status.PROBLEM
@@ -164,7 +167,8 @@ def _check_all(settings: Settings, url: str | None, data_dir: Path | None) -> It
     yield broker
     if is_redis_there and broker.status is Status.OK:
         trips = asyncio.run(_check_queues(settings, celery))
-        yield from trips
+        # Workers wait for the database in their tasks, so that they may well be there.
+        yield from (each if is_database_there or each.status is Status.OK else _skip(each.check) for each in trips)
         yield _check_beat(settings, has_batches_worker=trips[-1].status is Status.OK)
     else:
         reason = "not tried, because Redis or the broker is out of reach"
@@ -174,6 +178,10 @@ def _check_all(settings: Settings, url: str | None, data_dir: Path | None) -> It
         yield _check_api(url)
     if data_dir is not None:
         yield _check_disk(data_dir)
+
+
+def _skip(name: str) -> Finding:
+    return Finding(name, Status.SKIPPED, "not known without the database")
 
 
 def _check_database(database: Database, settings: Settings) -> list[Finding]:
@@ -330,6 +338,9 @@ def _check_broker(celery: Celery, settings: Settings) -> Finding:
         with closing(QueueWatch(celery)) as watch:
             states = watch.look()
     except Exception as error:  # noqa: BLE001 (kombu lets the errors of every transport through)
+        if refusal := describe_refusal(error):
+            fix = f"correct {variable_name('broker_url')}, or {variable_name('redis_url')} if that is not set"
+            return Finding("broker", Status.PROBLEM, refusal, fix)
         fix = f"start it, or correct {variable_name('broker_url')}"
         return Finding("broker", Status.PROBLEM, f"it cannot be reached at {place} ({type(error).__name__})", fix)
     text = f"reached at {place}; " + ", ".join(f"{state.messages} messages in {state.queue}" for state in states)

@@ -21,7 +21,6 @@ logger = logging.getLogger(__name__)
 
 PROBE_TIMEOUT_S = 2.0
 _FRESH_S = 0.25
-_THREADS = 2
 
 
 class Check(msgspec.Struct, frozen=True):
@@ -40,8 +39,10 @@ class Readiness:
         self._celery = celery
         self._replies = replies
         self._dispatcher = dispatcher
-        # Threads of its own: where servers hang, probes queue up here and nowhere else.
-        self._executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="health")
+        # A thread for each server: where one hangs, probes queue up here, and those of the other do not.
+        self._executors = {
+            server: ThreadPoolExecutor(1, thread_name_prefix=f"health-{server}") for server in ("database", "broker")
+        }
         self._checking: asyncio.Task[list[Check]] | None = None
         self._checked_at = float("-inf")
         self._was_ready: bool | None = None
@@ -59,7 +60,8 @@ class Readiness:
 
     def close(self) -> None:
         """Let go of the threads."""
-        self._executor.shutdown(wait=False, cancel_futures=True)
+        for executor in self._executors.values():
+            executor.shutdown(wait=False, cancel_futures=True)
 
     async def _check(self) -> list[Check]:
         (database, schema), broker, (subscription, worker) = await asyncio.gather(
@@ -78,7 +80,7 @@ class Readiness:
 
     async def _check_database(self) -> tuple[Check, Check]:
         try:
-            revision = await self._in_thread(lambda: self._database.read(read_revision))
+            revision = await self._in_thread("database", lambda: self._database.read(read_revision))
         except (*DATABASE_ERRORS, TimeoutError, OSError):
             unknown = Check("schema", ok=False, problem="not known without the database")
             return Check("database", ok=False, problem="the database cannot be reached"), unknown
@@ -87,7 +89,7 @@ class Readiness:
 
     async def _check_broker(self) -> Check:
         try:
-            await self._in_thread(lambda: check_broker(self._celery))
+            await self._in_thread("broker", lambda: check_broker(self._celery))
         except Exception:  # noqa: BLE001 (kombu lets the errors of every transport through)
             return Check("broker", ok=False, problem="the broker cannot be reached")
         return Check("broker", ok=True)
@@ -100,8 +102,8 @@ class Readiness:
         problem = f"no worker carried out an empty batch within {PROBE_TIMEOUT_S:g} s"
         return Check("subscription", ok=True), _check("worker", None if has_worker else problem)
 
-    async def _in_thread(self, work: Callable[[], Any]) -> Any:
-        waiting: Awaitable[Any] = asyncio.get_running_loop().run_in_executor(self._executor, work)
+    async def _in_thread(self, server: str, work: Callable[[], Any]) -> Any:
+        waiting: Awaitable[Any] = asyncio.get_running_loop().run_in_executor(self._executors[server], work)
         return await asyncio.wait_for(waiting, PROBE_TIMEOUT_S)
 
 

@@ -69,13 +69,15 @@ class RequestLog:
         writer: LineWriter | None,
         tell: Sequence[Callable[[RequestNote], None]] = (),
         *,
-        with_probes: bool = False,
+        log_level: str = "info",
     ) -> None:
         self._app = app
         self._mask = mask
         self._tell = tell
         self._writer = writer
-        self._left_out = () if with_probes else _PROBES
+        self._left_out = () if log_level == "debug" else _PROBES
+        # Lines are of the level info, and those of failures warnings.
+        self._status_min = {"warning": 500, "error": 1000}.get(log_level, 0)
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         """Serve a request."""
@@ -101,7 +103,7 @@ class RequestLog:
             note.route = scope.get("path_template")
             for tell in self._tell:
                 tell(note)
-            if self._writer is not None and path not in self._left_out:
+            if self._writer is not None and path not in self._left_out and note.status >= self._status_min:
                 self._writer.add(note)
 
 

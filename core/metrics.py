@@ -55,7 +55,9 @@ def _share_with_siblings() -> None:
 def _remove_leftovers(parent: Path) -> None:
     """Remove the folders of processes that have all ended; young ones may be about to be used."""
     for directory in parent.glob(f"{_DIRECTORY_PREFIX}*"):
-        with suppress(OSError):
+        with suppress(OSError, ValueError):
+            if directory.stat().st_uid != os.getuid():
+                continue
             is_old = time.time() - directory.stat().st_mtime > _LEFT_AFTER_S
             if is_old and not any(_is_alive(_pid_of(path)) for path in directory.glob("*.db")):
                 shutil.rmtree(directory)

@@ -21,7 +21,6 @@ _REASONS = (
     "no password supplied",
     "no pg_hba.conf entry",
     "does not support SSL",
-    "does not exist",
     "too many clients",
     "is starting up",
     "is shutting down",
@@ -54,14 +53,18 @@ def _read(database: Database) -> tuple[str, str | None]:
         with database.transaction() as connection:
             return read_revision(connection), None
     except sa.exc.SQLAlchemyError as error:
-        return "", _explain(error, database)
+        return "", explain(error, database)
 
 
-def _explain(error: sa.exc.SQLAlchemyError, database: Database) -> str:
-    reason = next((reason for reason in _REASONS if reason in str(error)), describe_error(error))
+def explain(error: sa.exc.SQLAlchemyError, database: Database) -> str:
+    """Say why the database cannot be reached, without anything secret."""
     url = database.engine.url
     host = url.host or str(url.query.get("host", "its socket"))
-    return f"PostgreSQL at {host}{f':{url.port}' if url.port else ''} cannot be reached: {reason}"
+    place = f"PostgreSQL at {host}{f':{url.port}' if url.port else ''}"
+    if "does not exist" in str(error):
+        return f"{place} answers, but has no such database or user"
+    reason = next((reason for reason in _REASONS if reason in str(error)), describe_error(error))
+    return f"{place} cannot be reached: {reason}"
 
 
 def read_revision(connection: Connection) -> str:

@@ -108,9 +108,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         float, _seconds("longest wait on one Redis operation; RabbitMQ has `PAYOUTS_RESEND_AFTER_S`")
     ] = 0.5
     database_connect_timeout_s: Annotated[
-        int, Meta(ge=2, description="longest wait for one connection to PostgreSQL")
+        int, Meta(ge=2, le=_TIME_LIMIT_MAX_S, description="longest wait for one connection to PostgreSQL")
     ] = 2
-    database_pool_size: Annotated[int, Meta(ge=1, description="connections that one process keeps open")] = 8
+    database_pool_size: Annotated[int, Meta(ge=1, le=1_000, description="connections that one process keeps open")] = 8
     database_pooler: Annotated[
         str,
         Meta(
@@ -322,7 +322,8 @@ def _read_values(environment: Mapping[str, str], required: Collection[str]) -> t
         shown = f"a value of {len(text)} characters" if name in SECRETS else _shorten(text)
         source = variable + (FILE_SUFFIX if environment.get(variable + FILE_SUFFIX, "").strip() else "")
         try:
-            values[name] = msgspec.convert(text, hint, strict=False)
+            is_choice = bool(get_args(get_args(hint)[0]))
+            values[name] = msgspec.convert(text.lower() if is_choice else text, hint, strict=False)
         except msgspec.ValidationError:
             mistakes.append(f"{source}: {shown} does not fit: expected {_expected(hint)}")
             continue
@@ -370,6 +371,8 @@ def _expected(hint: Any) -> str:
     meta, kind = _meta(hint), get_args(hint)[0]
     if choices := get_args(kind):
         return " or ".join(choices)
+    if kind is bool:
+        return "true or false"
     if kind is str:
         return str(meta.description)
     limits = [

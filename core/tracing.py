@@ -61,6 +61,8 @@ def start_tracing(process: str) -> None:
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
+    # It quotes the collector's URL, again and again; we say once what there is to say.
+    logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
     # What is in OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES goes first.
     named = "OTEL_SERVICE_NAME" in os.environ or "service.name" in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "")
     provider = TracerProvider(resource=Resource.create({} if named else {"service.name": f"payouts-{process}"}))
@@ -120,8 +122,15 @@ def make_sieve(exporter: "SpanExporter") -> "SpanExporter":
         )
 
     class Sieve(SpanExporter):
+        _is_away = False
+
         def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-            return exporter.export([sift(span) for span in spans])
+            result = exporter.export([sift(span) for span in spans])
+            is_away = result is not SpanExportResult.SUCCESS
+            if is_away != self._is_away:
+                self._is_away = is_away
+                logger.warning("traces cannot be sent for now" if is_away else "traces are sent again")
+            return result
 
         def shutdown(self) -> None:
             exporter.shutdown()

@@ -22,6 +22,7 @@ from tornado.httputil import HTTPMessageDelegate, HTTPServerRequest
 from tornado.web import RequestHandler
 
 from core.errors import UserError
+from core.logs import Logs
 from core.settings import Settings, SettingsError, load_settings, variable_name, warn_of_unknown_variables
 from workers.app import create_celery
 from workers.startup import wait_for_servers
@@ -149,28 +150,17 @@ def _stop(*_: object) -> NoReturn:
     sys.exit(0)
 
 
-def _log_in_lines() -> None:
-    """Log what went wrong, without stack traces and without a line for each request."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    logging.getLogger("tornado.access").setLevel(logging.CRITICAL)
-    logging.getLogger("flower.inspector").setLevel(logging.ERROR)
-    for handler in logging.getLogger().handlers:
-        handler.addFilter(_drop_trace)
-
-
-def _drop_trace(record: logging.LogRecord) -> bool:
-    if record.exc_info:
-        record.msg, record.args = f"{str(record.msg).splitlines()[0].split('%')[0]}{record.exc_info[0]}", ()
-        record.exc_info = None
-    return True
-
-
 def main() -> None:
     """Run Flower; what the user can put right is one line for each mistake."""
-    _log_in_lines()
     try:
         warn_of_unknown_variables()
-        run_flower(load_settings())
+        settings = load_settings()
+        Logs.configure("flower", log_format=settings.log_format, log_level=settings.log_level)
+        # What others say for each request, and of workers that are away.
+        logging.getLogger("tornado.access").setLevel(logging.CRITICAL)
+        logging.getLogger("flower").setLevel(logging.WARNING)
+        logging.getLogger("flower.inspector").setLevel(logging.ERROR)
+        run_flower(settings)
     except UserError as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(error.exit_code)

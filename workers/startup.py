@@ -48,6 +48,9 @@ def _find_broker_problem(celery: Celery, settings: Settings) -> str | None:
 def _find_redis_problem(celery: Celery, settings: Settings) -> str | None:
     try:
         celery.backend.client.ping()
+    except AuthenticationError:
+        text = f"Redis refuses the user or the password; see {variable_name('redis_url')}"
+        raise ServerNotReadyError(text) from None
     except Exception as error:  # noqa: BLE001 (redis-py's, and the sockets')
         return f"Redis at {address_of(settings.redis_url)} cannot be reached: {_describe(error)}"
     return None
