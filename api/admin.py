@@ -12,7 +12,14 @@ import rich_click as click
 from sqlalchemy import Connection
 
 from api.admin_members import member
-from api.admin_options import admin_options, find_business, format_time, patient_admin_options, print_document
+from api.admin_options import (
+    admin_options,
+    find_business,
+    format_time,
+    patient_admin_options,
+    print_document,
+    waiting_admin_options,
+)
 from core import api_keys, businesses, changes, payout_batches, payout_users
 from core.api_keys import ApiKey
 from core.audit import COMMAND_LINE
@@ -39,7 +46,7 @@ _BATCHES_SHOWN_MAX = 100
 
 
 @click.command()
-@patient_admin_options
+@waiting_admin_options
 def migrate(*, database: Database, as_json: bool) -> None:
     """Bring the database to this version's schema."""
     revision = run_migrations(database)

@@ -20,8 +20,8 @@ from core.database import Database, describe_error
 from core.errors import UserError
 from core.ids import IdKind, parse_id
 from core.logs import Logs
-from core.revision import explain
-from core.settings import load_database_url, variable_name, warn_of_unknown_variables
+from core.revision import explain, wait_until_reachable
+from core.settings import load_database_url, load_startup_timeout_s, variable_name, warn_of_unknown_variables
 
 Document = dict[str, Any] | list[dict[str, Any]]
 _DATABASE_URL = variable_name("database_url")
@@ -38,10 +38,13 @@ def _explain(error: sa.exc.SQLAlchemyError, database: Database, data_dir: Path |
     if isinstance(error, sa.exc.ProgrammingError) and isinstance(error.orig, UndefinedTable):
         return "the database has no Payouts tables yet; run: payouts migrate"
     if isinstance(error, sa.exc.OperationalError | sa.exc.TimeoutError):
-        # Without a variable, it is the database that `payouts up` runs.
-        is_embedded = data_dir is not None or not load_database_url()
-        return explain(error, database) + ("; is `payouts up` running?" if is_embedded else "")
+        return explain(error, database) + ("; is `payouts up` running?" if _is_embedded(data_dir) else "")
     return f"PostgreSQL refused: {describe_error(error)}"
+
+
+def _is_embedded(data_dir: Path | None) -> bool:
+    """Tell whether it is the database that `payouts up` runs: without a variable, or with a data directory."""
+    return data_dir is not None or not load_database_url()
 
 
 def admin_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -54,7 +57,14 @@ def patient_admin_options(command: Callable[..., None]) -> Callable[..., None]:
     return _add_options(command, None)
 
 
-def _add_options(command: Callable[..., None], transaction_timeout_s: float | None) -> Callable[..., None]:
+def waiting_admin_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the same to a command that is run while servers start, and waits for the database that a variable names."""
+    return _add_options(command, None, waits=True)
+
+
+def _add_options(
+    command: Callable[..., None], transaction_timeout_s: float | None, *, waits: bool = False
+) -> Callable[..., None]:
     @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
     @click.option(
         "--data-dir",
@@ -66,6 +76,8 @@ def _add_options(command: Callable[..., None], transaction_timeout_s: float | No
         Logs.configure_command(os.environ.get(variable_name("log_format"), ""))
         with _open_database(data_dir, transaction_timeout_s) as database:
             try:
+                if waits and not _is_embedded(data_dir):
+                    wait_until_reachable(database, load_startup_timeout_s())
                 command(*args, database=database, **kwargs)
             except sa.exc.SQLAlchemyError as error:
                 raise DatabaseCommandError(_explain(error, database, data_dir)) from None

@@ -21,6 +21,7 @@ HASH_SECRET_CHARACTERS_MIN = 32
 POOLER_TRANSACTION = "transaction"
 _PASSWORD_CHARACTERS_MIN = 12
 _TIME_LIMIT_MAX_S = 3600
+_STARTUP_TIMEOUT_S = 30.0
 _SHOWN_CHARACTERS_MAX = 60
 _SECRET_FILE_BYTES_MAX = 65_536
 
@@ -146,7 +147,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     startup_timeout_s: Annotated[
         float,
         _seconds("how long a starting process waits for PostgreSQL and the broker; then it ends with exit code 1"),
-    ] = 30.0
+    ] = _STARTUP_TIMEOUT_S
     flower_host: Annotated[str, Meta(description="address at which Flower listens")] = "127.0.0.1"
     flower_port: Annotated[int, Meta(ge=1, le=65_535, description="Flower's port")] = 5555
     flower_user: Annotated[
@@ -230,6 +231,12 @@ def load_database_url(environment: Mapping[str, str] = os.environ) -> str | None
         raise SettingsError(mistakes)
     url: str | None = values.get("database_url")
     return url
+
+
+def load_startup_timeout_s(environment: Mapping[str, str] = os.environ) -> float:
+    """Return how long to wait for the database, for a command that needs no other setting."""
+    values, _ = _read_values(environment, ())
+    return float(values.get("startup_timeout_s", _STARTUP_TIMEOUT_S))
 
 
 def find_unknown_variables(environment: Mapping[str, str] = os.environ) -> list[str]:
