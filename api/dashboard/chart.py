@@ -1,4 +1,7 @@
-"""A bar chart as plain numbers, which the template draws as SVG: it is read without colours, and without sight."""
+"""A bar chart as plain numbers, which the template draws as SVG: it is read without colours, and without sight.
+
+Across, numbers are percents of the width, and down they are pixels, so that the text has one size in every window.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,8 +9,9 @@ from dataclasses import dataclass
 from core.money import format_dollars
 from core.overview import DayAllocated
 
-WIDTH, HEIGHT = 720, 220
-_LEFT, _RIGHT, _TOP, _BOTTOM = 84, 34, 14, 34
+HEIGHT = 200
+_WIDTH = 100
+_TOP, _BOTTOM = 10, 28
 _GAP = 0.3
 _STEPS = (1, 2, 2.5, 5, 10)
 _LINES = 4
@@ -37,15 +41,14 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """What there is to draw, in the units of the picture."""
+    """What there is to draw."""
 
     bars: list[Bar]
     lines: list[Line]
     description: str
-    width: int = WIDTH
     height: int = HEIGHT
-    left: int = _LEFT
-    right: int = WIDTH - _RIGHT
+    left: int = 0
+    right: int = _WIDTH
     bottom: int = HEIGHT - _BOTTOM
 
 
@@ -55,14 +58,14 @@ def draw_days(days: Sequence[DayAllocated]) -> Chart:
     step = _find_step(max(amounts, default=0))
     top = step * max(-(-max(amounts, default=0) // step), 1)
     room = HEIGHT - _TOP - _BOTTOM
-    pitch = (WIDTH - _LEFT - _RIGHT) / max(len(days), 1)
+    pitch = _WIDTH / max(len(days), 1)
     bars = []
     for index, (day, amount) in enumerate(zip(days, amounts, strict=True)):
         height = room * amount / top
         from_end = len(days) - 1 - index
         bars.append(
             Bar(
-                x=round(_LEFT + pitch * (index + _GAP / 2), 2),
+                x=round(pitch * (index + _GAP / 2), 2),
                 y=round(_TOP + room - height, 2),
                 width=round(pitch * (1 - _GAP), 2),
                 height=round(height, 2),
