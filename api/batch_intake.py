@@ -83,19 +83,7 @@ class BatchIntake:
             TimeoutError: it took too long; nothing was accepted.
 
         """
-        # Whoever works on it looks at the time itself: a thread that nobody waits for would go on to accept.
-        deadline = time.monotonic() + self._timeout_s
-        return await asyncio.get_running_loop().run_in_executor(
-            # In the call's context, so that its trace goes on in the thread.
-            self._executor,
-            copy_context().run,
-            self._accept,
-            identity,
-            body,
-            written_as,
-            idempotency_key,
-            deadline,
-        )
+        return await self.run(lambda check_time: self._accept(identity, body, written_as, idempotency_key, check_time))
 
     async def accept_offer(self, offer: Offer, record: Callable[[Connection, PayoutBatch], None]) -> Accepted | Refusal:
         """Accept rows that were checked, or say why not; `record` writes who did it, in the same transaction.
@@ -109,8 +97,13 @@ class BatchIntake:
 
     async def run(self, work: Callable[[Callable[[], None]], Found]) -> Found:
         """Do something that takes as long as the rows of a batch; it is given what ends it when its time is over."""
+        # Whoever works on it looks at the time itself: a thread that nobody waits for would go on to accept.
         deadline = time.monotonic() + self._timeout_s
-        return await asyncio.get_running_loop().run_in_executor(self._executor, work, lambda: _check(deadline))
+        # In the call's context, so that its trace goes on in the thread.
+        carry_out = copy_context().run
+        return await asyncio.get_running_loop().run_in_executor(
+            self._executor, carry_out, work, lambda: _check(deadline)
+        )
 
     def close(self) -> None:
         """Let go of the threads."""
@@ -122,19 +115,19 @@ class BatchIntake:
         body: bytes,
         written_as: BatchFormat,
         idempotency_key: str | None,
-        deadline: float,
+        check_time: Callable[[], None],
     ) -> Accepted | Refusal | FieldErrors:
-        _check(deadline)
+        check_time()
         refusal = find_refusal(self._database, identity)
         if refusal is responses.UNAUTHORIZED:
             return refusal
         if not may_be_key(idempotency_key):
             return refusal or responses.IDEMPOTENCY_KEY_MALFORMED
-        rows = parse_rows(body, written_as, lambda: _check(deadline))
+        rows = parse_rows(body, written_as, check_time)
         if not isinstance(rows, list):
             return refusal or (responses.NOT_AN_OBJECT if isinstance(rows, NotAnObject) else rows)
         offer = Offer.of(identity.business_id, identity.api_key_id, rows, idempotency_key)
-        return self._accept_offer(offer, lambda: _check(deadline), lambda *_: None)
+        return self._accept_offer(offer, check_time, lambda *_: None)
 
     def _accept_offer(
         self, offer: Offer, check_time: Callable[[], None], record: Callable[[Connection, PayoutBatch], None]
