@@ -5,7 +5,6 @@ import secrets
 import shutil
 import signal
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ import amqp
 import pytest
 
 from api.embedded import find_free_port
+from tests.servers import make_directory
 from tests.tls import Authority
 
 _SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
@@ -154,7 +154,7 @@ class RabbitMQ:
 
 @contextmanager
 def run_rabbitmq(authority: Authority | None = None) -> Iterator[RabbitMQ]:
-    directory = Path(tempfile.mkdtemp(prefix="payouts-rabbitmq-"))
+    directory = make_directory("rabbitmq")
     server = RabbitMQ(directory, authority)
     try:
         server.start()

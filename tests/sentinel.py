@@ -2,7 +2,6 @@
 
 import shutil
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from api.embedded import find_free_port
+from tests.servers import make_directory
 
 SERVICE = "payouts"
 _PASSWORD = "of the servers"  # noqa: S105
@@ -133,7 +133,7 @@ class Sentinels:
 
 @contextmanager
 def run_sentinels() -> Iterator[Sentinels]:
-    directory = Path(tempfile.mkdtemp(prefix="payouts-sentinel-"))
+    directory = make_directory("sentinel")
     sentinels = Sentinels(directory)
     try:
         sentinels.start()

@@ -42,7 +42,7 @@ def main() -> int:
     # Ends the servers too, which have sessions of their own.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     found: report.Report | report.ScaleReport | report.DashboardReport
-    with run_servers() as servers, TemporaryDirectory(prefix="payouts-bench-") as directory:
+    with run_servers(on_disk=True) as servers, TemporaryDirectory(prefix="payouts-bench-") as directory:
         with Database(servers.url_of(TEMPLATE), transaction_timeout_s=None) as template:
             accounts = open_accounts(template)
         generator = LoadGenerator(Path(directory))

@@ -83,7 +83,7 @@ class Writer:
 
 
 def measure_disk(rows: int) -> None:
-    with run_servers() as servers:
+    with run_servers(on_disk=True) as servers:
         with Database(servers.url_of(TEMPLATE), transaction_timeout_s=None) as template:
             account = open_accounts(template).hot[0]
         for what, key in (("without idempotency keys", None), ("with idempotency keys of 36 characters", _random_key)):
@@ -105,7 +105,10 @@ def _random_key() -> str:
 
 
 def measure_processes(seconds: int) -> None:
-    with run_cluster(workers=1, batches=1, beats=1) as cluster, TemporaryDirectory() as directory:
+    with (
+        TemporaryDirectory() as directory,
+        run_cluster(workers=1, batches=1, beats=1, directory=Path(directory)) as cluster,
+    ):
         with cluster.redis() as client:
             idle = client.info("memory")["used_memory"]
         _print_memory(cluster, "idle")

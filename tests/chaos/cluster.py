@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -28,7 +27,7 @@ from core.schema import migrate
 from core.settings import Settings, load_settings
 from tests.chaos.proxy import Proxy, proxied_postgres_url, proxied_valkey_url, proxy_postgres, proxy_valkey
 from tests.pgbouncer import PgBouncer, run_pgbouncer
-from tests.servers import HASH_SECRET, ROOT, Account, open_account
+from tests.servers import HASH_SECRET, ROOT, Account, make_directory, open_account
 from workers.app import QUEUE
 
 PROCFILE: dict[str, str] = parse_procfile((ROOT / "Procfile").read_text()).processes
@@ -241,7 +240,7 @@ class Cluster:
 @cache
 def _build_template() -> Path:
     """Make the files of a migrated database once; each test starts from a copy."""
-    directory = Path(tempfile.mkdtemp(prefix="payouts-chaos-"))
+    directory = make_directory("chaos")
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
     postgres = EmbeddedPostgres(directory / "postgres")
     try:
@@ -274,7 +273,7 @@ def run_cluster(
     With `database_pooler`, a PgBouncer stands before PostgreSQL.
     """
     with ExitStack() as stack:
-        own = Path(tempfile.mkdtemp(prefix="payouts-chaos-"))
+        own = make_directory("chaos")
         stack.callback(shutil.rmtree, own, ignore_errors=True)
         data_dir = (directory or own) / "postgres"
         subprocess.run(["cp", "-a", str(_template()), str(data_dir)], check=True)
