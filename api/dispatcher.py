@@ -7,7 +7,9 @@ a batch of one sent at once; under load, batches grow by themselves while the pr
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from api.clock import DatabaseClock
@@ -37,6 +39,23 @@ class TooManyWaitingError(Exception):
     """More callers than `waiting_max` wait in this process already."""
 
 
+@dataclass(slots=True, eq=False)
+class Exchange:
+    """A batch under way: copies of it were sent, and some of its callers are still to be told."""
+
+    batch: list[Pending]
+    undecided: list[Pending] = field(init=False)
+    copies: dict[str, tuple[list[Pending], float]] = field(default_factory=dict)
+    """By task id what was sent, and when by the event loop's clock, as long as there is no reply."""
+    published: int = 0
+    resend_at: float = 0.0
+    timer: asyncio.TimerHandle | None = None
+
+    def __post_init__(self) -> None:
+        """Begin with nobody told."""
+        self.undecided = self.batch
+
+
 class Dispatcher:
     """Batches, publishes, resends and settles. All of it runs on the event loop."""
 
@@ -56,7 +75,7 @@ class Dispatcher:
         self._take_span = publisher.take_span
         self._waiting = WaitingList()
         self._callers = 0
-        self._in_flight = 0
+        self._exchanges: set[Exchange] = set()
         self._replied_at = time.monotonic()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -116,7 +135,7 @@ class Dispatcher:
     async def probe(self, timeout_s: float) -> bool:
         """Send an empty batch; tell whether a worker carried it out in time."""
         task_id = self._publisher.make_task_id()
-        reply = self._replies.expect(task_id)
+        reply = self._replies.expect_later(task_id)
         try:
             await self._publisher.publish(task_id, [])
             is_carried_out = await asyncio.wait_for(reply, timeout_s) == []
@@ -149,104 +168,113 @@ class Dispatcher:
         """Wait until every batch is answered and settled, for a bounded time."""
         loop = asyncio.get_running_loop()
         give_up_at = loop.time() + timeout_s
-        while self._tasks and (wait_s := give_up_at - loop.time()) > 0:
-            await asyncio.wait(self._tasks, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
-        if self._tasks:
-            logger.error("%d batches were still being settled when the process ended", len(self._tasks))
+        while (self._exchanges or self._tasks) and loop.time() < give_up_at:  # noqa: ASYNC110 (once, at the end)
+            await asyncio.sleep(_POLL_S)
+        if left := len(self._exchanges) + len(self._tasks):
+            logger.error("%d batches were still being settled when the process ended", left)
 
     def _send_what_may_go(self) -> None:
         # At most half of all callers, so that API and workers are busy at the same time: otherwise the batches of
         # one busy business become everybody and nobody by turns, and each side waits for the other.
         batch_max = min(self._settings.batch_max, self._callers // 2 + 1)
-        while self._in_flight < self._settings.in_flight_max:
+        while len(self._exchanges) < self._settings.in_flight_max:
             batch = self._waiting.take(batch_max)
             if not batch:
                 return
-            self._in_flight += 1
-            self._start(self._deliver(batch))
+            exchange = Exchange(batch)
+            self._exchanges.add(exchange)
+            self._take_step(exchange, self._send_copy)
+
+    def _take_step(self, exchange: Exchange, step: Callable[..., None], *arguments: Any) -> None:
+        """Go on with a batch; whatever breaks, every caller gets a certain answer."""
+        try:
+            step(exchange, *arguments)
+        except Exception as error:  # noqa: BLE001 (the callers wait for one of us)
+            undecided = [pending for pending in exchange.undecided if not pending.outcome.done()]
+            logger.error(
+                "a batch of %d could not be exchanged: %s",
+                len(exchange.batch),
+                describe_error(error),
+                extra=about(error=error, allocations=_allocations(undecided)),
+            )
+            self._start(self._settler.settle(undecided))
+            self._forget(exchange)
+            asyncio.get_running_loop().call_soon(self._send_what_may_go)
+
+    def _send_copy(self, exchange: Exchange) -> None:
+        """Send what is undecided of a batch, for the first time or again."""
+        loop = asyncio.get_running_loop()
+        task_id = self._publisher.make_task_id()
+        undecided = exchange.undecided
+        now = loop.time()
+        exchange.copies[task_id] = (undecided, now)
+        exchange.published += 1
+        exchange.resend_at = now + self._settings.resend_after_s
+        self._replies.expect(task_id, partial(self._take_step, exchange, self._receive, task_id))
+        spans = [pending.span for pending in undecided if pending.span is not None]
+        self._publisher.begin(task_id, _allocations(undecided), spans)
+        if exchange.published == 1:
+            metrics.BATCH_ALLOCATIONS.observe(len(undecided))
+            arrived_before_s = now + self._settings.reply_timeout_s
+            metrics.WAITING_SECONDS.observe_all([arrived_before_s - pending.due_at for pending in undecided])
+        else:
+            metrics.RESENDS.inc()
+            logger.warning(
+                "a batch of %d is sent again: nobody answered for all of it",
+                len(undecided),
+                extra=about(allocations=_allocations(undecided), task_id=task_id, copy=exchange.published),
+            )
+        self._wait(exchange)
+
+    def _wait(self, exchange: Exchange) -> None:
+        """Go on when a batch may be sent again, or when the next of its deadlines passes."""
+        loop = asyncio.get_running_loop()
+        until = min(exchange.resend_at, *(pending.due_at for pending in exchange.undecided))
+        exchange.timer = loop.call_at(max(until, loop.time() + _POLL_S), self._take_step, exchange, self._go_on)
+
+    def _go_on(self, exchange: Exchange) -> None:
+        exchange.undecided = self._hand_over(exchange.undecided)
+        if not exchange.undecided:
+            self._end(exchange)
+        elif asyncio.get_running_loop().time() >= exchange.resend_at:
+            self._send_copy(exchange)
+        else:
+            self._wait(exchange)
+
+    def _receive(self, exchange: Exchange, task_id: str, reply: Reply) -> None:
+        """Tell callers what a worker answered, and send the next batch before they go on."""
+        sent, sent_at = exchange.copies.pop(task_id)
+        metrics.ROUND_TRIP_SECONDS.observe(asyncio.get_running_loop().time() - sent_at)
+        if reply is None:
+            logger.warning(
+                "a worker could not carry out a batch of %d",
+                len(sent),
+                extra=about(allocations=_allocations(sent), task_id=task_id),
+            )
+        else:  # a worker that drops what we send is none
+            self._replied_at = time.monotonic()
+        self._answer(sent, reply, is_only_copy=exchange.published == 1)
+        exchange.undecided = self._hand_over(exchange.undecided)
+        if not exchange.undecided:
+            self._end(exchange)
+
+    def _end(self, exchange: Exchange) -> None:
+        self._forget(exchange)
+        self._send_what_may_go()
+
+    def _forget(self, exchange: Exchange) -> None:
+        """Let the businesses of a batch take turns again; later replies to it are nobody's."""
+        if exchange.timer is not None:
+            exchange.timer.cancel()
+        for task_id in exchange.copies:
+            self._replies.forget(task_id)
+        self._exchanges.discard(exchange)
+        self._waiting.release({pending.allocation.business_id for pending in exchange.batch})
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-    async def _deliver(self, batch: list[Pending]) -> None:
-        """Publish a batch until each of it is answered or handed over to settling."""
-        metrics.BATCH_ALLOCATIONS.observe(len(batch))
-        arrived_before_s = asyncio.get_running_loop().time() + self._settings.reply_timeout_s
-        metrics.WAITING_SECONDS.observe_all([arrived_before_s - pending.due_at for pending in batch])
-        try:
-            await self._exchange(batch)
-        except Exception as error:  # noqa: BLE001 (whatever broke, every caller gets a certain answer)
-            logger.error(
-                "a batch of %d could not be exchanged: %s",
-                len(batch),
-                describe_error(error),
-                extra=about(error=error, allocations=_allocations(batch)),
-            )
-            self._start(self._settler.settle(batch))
-        finally:
-            self._in_flight -= 1
-            self._waiting.release({pending.allocation.business_id for pending in batch})
-            self._send_what_may_go()
-
-    async def _exchange(self, batch: list[Pending]) -> None:
-        loop = asyncio.get_running_loop()
-        undecided = batch
-        copies: dict[asyncio.Future[Reply], tuple[str, list[Pending], float]] = {}
-        published = 0
-        try:
-            while undecided:
-                task_id = self._publisher.make_task_id()
-                sent_at = loop.time()
-                copies[self._replies.expect(task_id)] = (task_id, undecided, sent_at)
-                published += 1
-                if published > 1:
-                    metrics.RESENDS.inc()
-                    logger.warning(
-                        "a batch of %d is sent again: nobody answered for all of it",
-                        len(undecided),
-                        extra=about(allocations=_allocations(undecided), task_id=task_id, copy=published),
-                    )
-                resend_at = sent_at + self._settings.resend_after_s
-                await self._publish(task_id, undecided)
-                while True:
-                    for future in [future for future in copies if future.done()]:
-                        answered_id, sent, sent_at = copies.pop(future)
-                        metrics.ROUND_TRIP_SECONDS.observe(loop.time() - sent_at)
-                        if future.result() is None:
-                            logger.warning(
-                                "a worker could not carry out a batch of %d",
-                                len(sent),
-                                extra=about(allocations=_allocations(sent), task_id=answered_id),
-                            )
-                        else:  # a worker that drops what we send is none
-                            self._replied_at = time.monotonic()
-                        self._answer(sent, future.result(), is_only_copy=published == 1)
-                    undecided = self._hand_over(undecided)
-                    now = loop.time()
-                    if not undecided or now >= resend_at:
-                        break
-                    until = min(resend_at, *(pending.due_at for pending in undecided))
-                    wait_s = max(until - now, _POLL_S)
-                    if copies:
-                        await asyncio.wait(copies, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
-                    else:  # every copy came back with something undecided: wait until it may be sent again
-                        await asyncio.sleep(wait_s)
-        finally:
-            for task_id, _, _ in copies.values():
-                self._replies.forget(task_id)
-
-    async def _publish(self, task_id: str, undecided: list[Pending]) -> None:
-        """Send a batch, and wait for that no longer than until it would be sent again."""
-        publishing = asyncio.create_task(
-            self._publisher.publish(
-                task_id,
-                [pending.allocation for pending in undecided],
-                [pending.span for pending in undecided if pending.span is not None],
-            )
-        )
-        await asyncio.wait([publishing], timeout=self._settings.resend_after_s)
 
     def _answer(self, sent: list[Pending], reply: Reply, *, is_only_copy: bool) -> None:
         """Answer callers from a worker's reply.

@@ -382,7 +382,7 @@ async def _check_queue(publisher: Publisher, replies: Replies, queue: str, name:
     begun = time.perf_counter()
     for _ in range(_ROUND_TRIPS):  # another worker may answer each time
         task_id = publisher.make_task_id()
-        replied = replies.expect(task_id)
+        replied = replies.expect_later(task_id)
         try:
             await asyncio.to_thread(publisher.send_empty, task_id, queue)
             reply: Reply = await asyncio.wait_for(replied, _ROUND_TRIP_TIMEOUT_S)

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -59,11 +59,17 @@ class Publisher:
         self.take_span = take_span
         self._continue_traces = continue_traces
 
-    async def publish(self, task_id: str, allocations: Sequence[Allocation], spans: Sequence[Any] = ()) -> None:
-        """Send a batch. An error is only logged: it does not mean that the batch was not sent."""
-        loop = asyncio.get_running_loop()
+    def begin(self, task_id: str, allocations: Sequence[Allocation], spans: Sequence[Any] = ()) -> Future[None]:
+        """Begin to send a batch. An error is only logged: it does not mean that the batch was not sent."""
+        return self._executor.submit(self._try_to_send, task_id, allocations, spans)
+
+    async def publish(self, task_id: str, allocations: Sequence[Allocation]) -> None:
+        """Send a batch so, and wait until that was tried."""
+        await asyncio.wrap_future(self.begin(task_id, allocations))
+
+    def _try_to_send(self, task_id: str, allocations: Sequence[Allocation], spans: Sequence[Any]) -> None:
         try:
-            await loop.run_in_executor(self._executor, self._send, task_id, allocations, QUEUE, spans)
+            self._send(task_id, allocations, QUEUE, spans)
         except Exception as error:  # noqa: BLE001 (kombu lets the errors of every transport through)
             metrics.PUBLISH_ERRORS.inc()
             logger.warning(

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -30,18 +31,22 @@ Reply = list[Outcome] | None
 
 
 class Replies:
-    """Resolves a future for each task id that is waited for."""
+    """Tells each reply to whoever expects it."""
 
     def __init__(self, client: Redis, instance_prefix: str) -> None:
         self._client = client
         self._pattern = f"{RESULT_KEY_PREFIX}{instance_prefix}*"
-        self._expected: dict[str, asyncio.Future[Reply]] = {}
+        self._expected: dict[str, Callable[[Reply], None]] = {}
         self.subscribed = asyncio.Event()
 
-    def expect(self, task_id: str) -> asyncio.Future[Reply]:
+    def expect(self, task_id: str, tell: Callable[[Reply], None]) -> None:
+        """Have a task's reply told as soon as it comes, once; call it before the task is published."""
+        self._expected[RESULT_KEY_PREFIX + task_id] = tell
+
+    def expect_later(self, task_id: str) -> asyncio.Future[Reply]:
         """Return a future for a task's reply; call it before the task is published."""
         future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-        self._expected[RESULT_KEY_PREFIX + task_id] = future
+        self.expect(task_id, lambda reply: None if future.done() else future.set_result(reply))
         return future
 
     def forget(self, task_id: str) -> None:
@@ -92,9 +97,9 @@ class Replies:
                 self._receive(key, data)
 
     def _receive(self, key: str, data: bytes | str) -> None:
-        future = self._expected.pop(key, None)
-        if future is not None and not future.done():
-            future.set_result(_decode(data))
+        tell = self._expected.pop(key, None)
+        if tell is not None:
+            tell(_decode(data))
 
 
 def _text(value: bytes | str) -> str:

@@ -53,7 +53,7 @@ def receive(result: str | bytes) -> list[Outcome] | None:
 
     async def run() -> list[Outcome] | None:
         async with fake() as (replies, client):
-            future = replies.expect(PREFIX + "1")
+            future = replies.expect_later(PREFIX + "1")
             await send(client, "1", result)
             return await asyncio.wait_for(future, WAIT_S)
 
@@ -110,9 +110,9 @@ def test_damaged_result_does_not_end_the_listening() -> None:
     async def run() -> None:
         async with fake() as (replies, client):
             for name, result in (("1", b"\xff"), ("2", "[" * 5000), ("3", "{")):
-                replies.expect(PREFIX + name)
+                replies.expect_later(PREFIX + name)
                 await send(client, name, result)
-            future = replies.expect(PREFIX + "good")
+            future = replies.expect_later(PREFIX + "good")
             await send(client, "good", make_result(Outcome.ALLOCATED))
             assert await asyncio.wait_for(future, WAIT_S) == [Outcome.ALLOCATED]
 
@@ -122,7 +122,7 @@ def test_damaged_result_does_not_end_the_listening() -> None:
 def test_each_waits_for_its_own() -> None:
     async def run() -> None:
         async with fake() as (replies, client):
-            futures = [replies.expect(f"{PREFIX}{number}") for number in range(3)]
+            futures = [replies.expect_later(f"{PREFIX}{number}") for number in range(3)]
             for number, outcome in ((2, Outcome.EXPIRED), (0, Outcome.ALLOCATED), (1, Outcome.FAILED)):
                 await send(client, str(number), make_result(outcome))
             found = await asyncio.wait_for(asyncio.gather(*futures), WAIT_S)
@@ -134,11 +134,11 @@ def test_each_waits_for_its_own() -> None:
 def test_second_reply_to_the_same_task_is_ignored() -> None:
     async def run() -> None:
         async with fake() as (replies, client):
-            future = replies.expect(PREFIX + "1")
+            future = replies.expect_later(PREFIX + "1")
             await send(client, "1", make_result(Outcome.ALLOCATED))
             assert await asyncio.wait_for(future, WAIT_S) == [Outcome.ALLOCATED]
             await send(client, "1", make_result(Outcome.EXPIRED))
-            other = replies.expect(PREFIX + "2")
+            other = replies.expect_later(PREFIX + "2")
             await send(client, "2", make_result())
             await asyncio.wait_for(other, WAIT_S)
             assert future.result() == [Outcome.ALLOCATED]
@@ -149,7 +149,7 @@ def test_second_reply_to_the_same_task_is_ignored() -> None:
 def test_forgotten_task_is_never_answered() -> None:
     async def run() -> None:
         async with fake() as (replies, client):
-            forgotten, other = replies.expect(PREFIX + "1"), replies.expect(PREFIX + "2")
+            forgotten, other = replies.expect_later(PREFIX + "1"), replies.expect_later(PREFIX + "2")
             replies.forget(PREFIX + "1")
             replies.forget(PREFIX + "never expected")
             await send(client, "1", make_result(Outcome.ALLOCATED))
@@ -163,7 +163,7 @@ def test_forgotten_task_is_never_answered() -> None:
 def test_reply_to_someone_who_gave_up_does_no_harm() -> None:
     async def run() -> None:
         async with fake() as (replies, client):
-            given_up, other = replies.expect(PREFIX + "1"), replies.expect(PREFIX + "2")
+            given_up, other = replies.expect_later(PREFIX + "1"), replies.expect_later(PREFIX + "2")
             given_up.cancel()
             await send(client, "1", make_result(Outcome.ALLOCATED))
             await send(client, "2", make_result(Outcome.ALLOCATED))
@@ -175,7 +175,7 @@ def test_reply_to_someone_who_gave_up_does_no_harm() -> None:
 def test_reply_of_another_process_is_not_received() -> None:
     async def run() -> None:
         async with fake() as (replies, client):
-            future, own = replies.expect("api-other-1"), replies.expect(PREFIX + "1")
+            future, own = replies.expect_later("api-other-1"), replies.expect_later(PREFIX + "1")
             await client.publish("celery-task-meta-api-other-1", make_result(Outcome.ALLOCATED))
             await send(client, "1", make_result(Outcome.ALLOCATED))
             await asyncio.wait_for(own, WAIT_S)
@@ -188,7 +188,7 @@ def test_result_stored_before_the_subscription_is_fetched() -> None:
     async def run() -> None:
         async with fakeredis.FakeAsyncRedis() as client:
             replies = Replies(client, PREFIX)
-            missed, open_ = replies.expect(PREFIX + "1"), replies.expect(PREFIX + "2")
+            missed, open_ = replies.expect_later(PREFIX + "1"), replies.expect_later(PREFIX + "2")
             await send(client, "1", make_result(Outcome.ALLOCATED))
             task = asyncio.create_task(replies.listen())
             assert await asyncio.wait_for(missed, WAIT_S) == [Outcome.ALLOCATED]
@@ -205,7 +205,7 @@ def test_lost_redis_is_tried_again_until_it_is_back(caplog: pytest.LogCaptureFix
     async def run() -> None:
         server = fakeredis.FakeServer()
         async with fakeredis.FakeAsyncRedis(server=server) as client, listening(client) as replies:
-            future = replies.expect(PREFIX + "1")
+            future = replies.expect_later(PREFIX + "1")
             server.connected = False
             await wait_until_lost(replies)
             server.connected = True
@@ -220,7 +220,7 @@ def test_lost_redis_is_tried_again_until_it_is_back(caplog: pytest.LogCaptureFix
 def test_reply_arrives_from_a_real_valkey(valkey: EmbeddedValkey) -> None:
     async def run() -> None:
         async with connect(valkey) as client, listening(client) as replies:
-            future = replies.expect(PREFIX + "1")
+            future = replies.expect_later(PREFIX + "1")
             await send(client, "1", make_result(Outcome.ALLOCATED))
             assert await asyncio.wait_for(future, WAIT_S) == [Outcome.ALLOCATED]
 
@@ -231,7 +231,10 @@ def test_killed_connection_loses_no_reply(valkey: EmbeddedValkey) -> None:
     async def run() -> None:
         async with connect(valkey) as client, listening(client) as replies:
             for round_ in range(3):
-                missed, later = replies.expect(f"{PREFIX}{round_}"), replies.expect(f"{PREFIX}later-{round_}")
+                missed, later = (
+                    replies.expect_later(f"{PREFIX}{round_}"),
+                    replies.expect_later(f"{PREFIX}later-{round_}"),
+                )
                 async with client.pipeline(transaction=True) as pipeline:
                     # In one step, so that no subscriber can be there for the publishing.
                     pipeline.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
@@ -250,7 +253,7 @@ def test_killed_connection_loses_no_reply(valkey: EmbeddedValkey) -> None:
 def test_valkey_that_hangs_is_noticed_and_comes_back(valkey: EmbeddedValkey) -> None:
     async def run() -> None:
         async with connect(valkey) as client, listening(client) as replies:
-            future = replies.expect(PREFIX + "1")
+            future = replies.expect_later(PREFIX + "1")
             os.kill(valkey.pid, signal.SIGSTOP)
             try:
                 await wait_until_lost(replies)
@@ -266,7 +269,7 @@ def test_valkey_that_hangs_is_noticed_and_comes_back(valkey: EmbeddedValkey) -> 
 def test_valkey_that_restarts_empty_is_subscribed_to_again(valkey: EmbeddedValkey) -> None:
     async def run() -> None:
         async with connect(valkey) as client, listening(client) as replies:
-            future = replies.expect(PREFIX + "1")
+            future = replies.expect_later(PREFIX + "1")
             await asyncio.to_thread(valkey.stop)
             await wait_until_lost(replies)
             await asyncio.to_thread(valkey.start)
