@@ -5,6 +5,7 @@ import logging
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from litestar import Litestar, Request, Response
@@ -32,16 +33,16 @@ from api.publisher import Publisher, make_instance_prefix
 from api.rate_limit import RateLimiter, add_rate_limit
 from api.recent_requests import RecentRequests
 from api.replies import Replies
-from api.request_log import RequestLines, RequestLog, note_of
+from api.request_log import Paths, RequestLines, RequestLog, log_unexpected, note_of
 from api.responses import Refusal
 from api.settler import Settler
 from api.tracing import make_plugin
 from api.traffic import Traffic
 from api.transactions import transaction_routes
-from core.database import Database, describe_error
+from core.database import Database
 from core.errors import UserError
 from core.garbage import spare_what_stays
-from core.logs import Logs, about
+from core.logs import Logs
 from core.messages import BatchCodec
 from core.settings import Settings, load_settings, warn_of_unknown_variables
 from core.tracing import is_wanted, start_tracing, warn_where_missing
@@ -67,7 +68,17 @@ _REFUSAL_BY_STATUS = {
 }
 
 
-def create_app(settings: Settings, recent_requests: RecentRequests, *, with_traces: bool = False) -> Litestar:
+@dataclass(frozen=True)
+class Application:
+    """What answers requests."""
+
+    routed: Litestar
+    paths: Paths
+    asgi: ASGIApp
+    """The way in."""
+
+
+def create_app(settings: Settings, recent_requests: RecentRequests, *, with_traces: bool = False) -> Application:
     """Make the application with everything it needs."""
     if with_traces:
         start_tracing("web")
@@ -142,7 +153,7 @@ def create_app(settings: Settings, recent_requests: RecentRequests, *, with_trac
             return dashboard.answer_error(request, error)
         return (playground.answer_error if playground.answers(request) else _answer_http_exception)(request, error)
 
-    create_payout = payouts.create_payout_route(
+    create_payout = payouts.make_create_payout(
         database,
         authenticator,
         limiter,
@@ -152,7 +163,7 @@ def create_app(settings: Settings, recent_requests: RecentRequests, *, with_trac
         look_up_timeout_s=settings.settle_timeout_s,
     )
     handlers = [
-        create_payout,
+        payouts.payout_route(create_payout),
         balance_route(calls),
         *payout_hash_routes(threads),
         *payout_user_routes(calls, lists),
@@ -163,11 +174,12 @@ def create_app(settings: Settings, recent_requests: RecentRequests, *, with_trac
         openapi_route(),
     ]
     pages = [dashboard.router, playground.router]
-    paths = [path for handler in handlers for path in handler.paths]
-    lines = RequestLines([*paths, *(route.path_format for router in pages for route in router.routes)])
-    return Litestar(
+    of_calls = [path for handler in handlers for path in handler.paths]
+    of_pages = [route.path_format for router in pages for route in router.routes]
+    paths = Paths([*of_calls, *of_pages])
+    routed = Litestar(
         [*handlers, *pages],
-        plugins=[make_plugin(lines.mask)] if with_traces else [],
+        plugins=[make_plugin(paths.mask)] if with_traces else [],
         lifespan=[lifespan],
         before_send=[add_rate_limit],
         exception_handlers={HTTPException: answer_http_exception, Exception: _answer_unexpected},
@@ -175,6 +187,8 @@ def create_app(settings: Settings, recent_requests: RecentRequests, *, with_trac
         openapi_config=None,
         request_max_body_size=settings.request_body_max_bytes,
     )
+    needs_litestar = with_traces or settings.rate_limit_per_s
+    return Application(routed, paths, routed if needs_litestar else payouts.put_first(create_payout, routed))
 
 
 async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
@@ -207,15 +221,13 @@ def create_app_from_environment() -> ASGIApp:
     return add_request_log(app, settings, recent_requests)
 
 
-def add_request_log(app: Litestar, settings: Settings, recent_requests: RecentRequests) -> ASGIApp:
+def add_request_log(app: Application, settings: Settings, recent_requests: RecentRequests) -> ASGIApp:
     """Have this process log, and each of the application's requests with it."""
-    lines = RequestLines(route.path_format for route in app.routes)
-    writer = Logs.configure_in_background(
-        "web", log_format=settings.log_format, log_level=settings.log_level, format_other=lines.format
-    )
+    writer = Logs.configure_in_background("web", log_format=settings.log_format, log_level=settings.log_level)
     warn_where_missing()
+    write = RequestLines(app.paths, writer).write if settings.access_log else None
     tell = (Traffic().count, recent_requests.note)
-    return RequestLog(app, lines.mask, writer if settings.access_log else None, tell, log_level=settings.log_level)
+    return RequestLog(app.asgi, app.paths, write, tell, log_level=settings.log_level)
 
 
 def _answer_http_exception(_: Request[Any, Any, Any], error: HTTPException) -> Response[Any]:
@@ -229,10 +241,5 @@ def _answer_http_exception(_: Request[Any, Any, Any], error: HTTPException) -> R
 
 
 def _answer_unexpected(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
-    note = note_of(request.scope)
-    logger.error(
-        "a request was answered 500: %s",
-        describe_error(error),
-        extra=about(error=error, request_id=note.id, route=request.scope.get("path_template")),
-    )
+    log_unexpected(error, note_of(request.scope), request.scope.get("path_template"))
     return responses.INTERNAL_ERROR.response()

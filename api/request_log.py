@@ -1,12 +1,10 @@
-"""One line for each request, and the id by which it is found in every log.
+"""One line for each request, and the id by which it is found in every log."""
 
-The line is made in the log's thread. A request costs its caller the noting of what will be in it.
-"""
-
+import logging
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 from uuid import UUID
@@ -15,8 +13,11 @@ import msgspec
 from litestar.types import ASGIApp, Message, Receive, Send
 
 from api.request_id import NAME, choose_request_id
+from core.database import describe_error
 from core.ids import IdKind, format_id
-from core.logs import LineFormatter, LineWriter, format_time
+from core.logs import LineWriter, about, format_time
+
+logger = logging.getLogger(__name__)
 
 _KEY = "payouts.request"
 _ID = re.compile(rf"(?:{'|'.join(IdKind)})_[0-9a-f]{{32}}\Z")
@@ -56,6 +57,33 @@ def note_of(scope: Any) -> RequestNote:
     return note if isinstance(note, RequestNote) else RequestNote(*choose_request_id(scope["headers"]))
 
 
+class Paths:
+    """The application's own paths, and what a log may say of others."""
+
+    def __init__(self, routes: Iterable[str]) -> None:
+        self._own = set(routes)
+        self._words = {word for route in self._own for word in route.split("/")}
+
+    def are_own(self, path: str) -> bool:
+        """Tell whether a path is, letter by letter, that of a route."""
+        return path in self._own
+
+    def mask(self, path: str) -> str:
+        """Return a path without what is neither a word of ours nor an id: callers put secrets anywhere."""
+        if path in self._own:
+            return path
+        return "/".join(part if part in self._words or _ID.match(part) else _HIDDEN for part in path.split("/"))
+
+
+def log_unexpected(error: Exception, note: RequestNote, route: str | None) -> None:
+    """Log an error that nobody expected, for which a request is answered 500."""
+    logger.error(
+        "a request was answered 500: %s",
+        describe_error(error),
+        extra=about(error=error, request_id=note.id, route=route),
+    )
+
+
 class RequestLog:
     """Outermost of the ASGI applications: decides the request id, adds it to the response, and writes the line.
 
@@ -65,16 +93,16 @@ class RequestLog:
     def __init__(
         self,
         app: ASGIApp,
-        mask: Callable[[str], str],
-        writer: LineWriter | None,
+        paths: Paths,
+        write: Callable[[RequestNote], None] | None,
         tell: Sequence[Callable[[RequestNote], None]] = (),
         *,
         log_level: str = "info",
     ) -> None:
         self._app = app
-        self._mask = mask
+        self._mask = paths.mask
+        self._write = write
         self._tell = tell
-        self._writer = writer
         self._left_out = () if log_level == "debug" else _PROBES
         # Lines are of the level info, and those of failures warnings.
         self._status_min = {"warning": 500, "error": 1000}.get(log_level, 0)
@@ -87,11 +115,11 @@ class RequestLog:
         path = scope["path"]
         note = scope[_KEY] = RequestNote(*choose_request_id(scope["headers"]))
 
-        async def send_with_id(message: Message) -> None:
+        def send_with_id(message: Message) -> Awaitable[None]:
             if message["type"] == "http.response.start":
                 note.status = message["status"]
                 message["headers"] = [*message.get("headers", ()), (NAME, note.id.encode())]
-            await send(message)
+            return send(message)
 
         try:
             await self._app(scope, receive, send_with_id)
@@ -103,70 +131,72 @@ class RequestLog:
             note.route = scope.get("path_template")
             for tell in self._tell:
                 tell(note)
-            if self._writer is not None and path not in self._left_out and note.status >= self._status_min:
-                self._writer.add(note)
+            if self._write is not None and path not in self._left_out and note.status >= self._status_min:
+                self._write(note)
 
 
 class RequestLines:
     """Makes lines of notes."""
 
-    def __init__(self, routes: Iterable[str]) -> None:
-        self._paths = set(routes)
-        self._words = {word for route in self._paths for word in route.split("/")}
+    def __init__(self, paths: Paths, writer: LineWriter) -> None:
+        self._paths = paths
+        self._writer = writer
+        self._formatter = writer.formatter
         self._pid = os.getpid()
         self._parts: dict[tuple[str, str, int, str | None], tuple[str, str, str]] = {}
 
-    def format(self, formatter: LineFormatter, note: RequestNote) -> str:
-        """Return a note's line."""
-        duration_ms = round(note.duration_s * 1000, 3)
-        names = {
-            "business_id": _name(IdKind.BUSINESS, note.business_id),
-            "allocation_id": _name_allocation(note),
-            "batch_id": _name(IdKind.BATCH, note.batch_id),
-        }
-        if not formatter.as_json:
-            fields = {"duration_ms": duration_ms, "outcome": _outcome_of(note), "request_id": note.id} | names
-            return formatter.line(note.time, _level_of(note).upper(), __name__, _message_of(note), fields)
+    def write(self, note: RequestNote) -> None:
+        """Have a note's line written."""
+        self._writer.add(self._format(note))
+
+    def _format(self, note: RequestNote) -> str:
+        if not self._formatter.as_json:
+            fields = {"duration_ms": _duration_ms(note), "outcome": _outcome_of(note), "request_id": note.id}
+            names = dict(_names_of(note))
+            return self._formatter.line(note.time, _level_of(note).upper(), __name__, _message_of(note), fields | names)
         # At thousands of lines a second, encoding what is the same in each would cost more than the rest. What is put
         # in here needs no escapes.
-        head, middle, end = self._find_parts(formatter, note)
-        named = "".join([f',"{field}":"{name}"' for field, name in names.items() if name is not None])
+        head, middle, end = self._find_parts(note)
+        named = "".join([f',"{field}":"{name}"' for field, name in _names_of(note)])
         return (
-            f'{{"time":"{format_time(note.time)}",{head},"request_id":"{note.id}",{middle},"duration_ms":{duration_ms},'
-            f"{end}{named}}}"
+            f'{{"time":"{format_time(note.time)}",{head},"request_id":"{note.id}",{middle},'
+            f'"duration_ms":{_duration_ms(note)},{end}{named}}}'
         )
 
-    def _find_parts(self, formatter: LineFormatter, note: RequestNote) -> tuple[str, str, str]:
+    def _find_parts(self, note: RequestNote) -> tuple[str, str, str]:
         """Return what is the same in all lines of such requests; what has an id in its path is not remembered."""
         key = (note.method, note.path, note.status, note.outcome)
         parts = self._parts.get(key)
         if parts is None:
-            process = {"process": formatter.process, "pid": self._pid, "logger": __name__}
+            process = {"process": self._formatter.process, "pid": self._pid, "logger": __name__}
             parts = (
                 _members({"level": _level_of(note)} | process | {"message": _message_of(note)}),
                 _members({"method": note.method, "path": note.path, "status": note.status}),
                 _members({"outcome": _outcome_of(note)} | ({"route": note.route} if note.route else {})),
             )
-            if note.path in self._paths:
+            if self._paths.are_own(note.path):
                 self._parts[key] = parts
         return parts
 
-    def mask(self, path: str) -> str:
-        """Return a path without what is neither a word of ours nor an id: callers put secrets anywhere."""
-        if path in self._paths:
-            return path
-        return "/".join(part if part in self._words or _ID.match(part) else _HIDDEN for part in path.split("/"))
+
+def _duration_ms(note: RequestNote) -> float:
+    return round(note.duration_s * 1000, 3)
+
+
+def _names_of(note: RequestNote) -> Iterator[tuple[str, str]]:
+    """Give the fields that name what a request is about."""
+    if note.business_id is not None:
+        yield "business_id", _name_business(note.business_id)
+    if note.allocation_id is not None:
+        is_own = note.allocation_id is note.own_id
+        yield "allocation_id", f"txn_{note.id}" if is_own else format_id(IdKind.TRANSACTION, note.allocation_id)
+    if note.batch_id is not None:
+        yield "batch_id", format_id(IdKind.BATCH, note.batch_id)
 
 
 @lru_cache(1024)
-def _name(kind: IdKind, id_: UUID | None) -> str | None:
-    return None if id_ is None else format_id(kind, id_)
-
-
-def _name_allocation(note: RequestNote) -> str | None:
-    if note.allocation_id is None or note.allocation_id is not note.own_id:
-        return _name(IdKind.TRANSACTION, note.allocation_id)
-    return "txn_" + note.id
+def _name_business(id_: UUID) -> str:
+    return format_id(IdKind.BUSINESS, id_)
 
 
 def _level_of(note: RequestNote) -> str:

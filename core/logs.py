@@ -30,7 +30,7 @@ NAMED_MAX = 20
 """Allocations that one line names; of the others it gives the number alone."""
 SAME_PER_S_MAX = 10
 _WAITING_MAX = 50_000
-_COLLECT_S = 0.05
+_COLLECT_S = 0.1
 _CLOSE_WITHIN_S = 1.0
 _MESSAGE_CHARACTERS_MAX = 2_000
 _OWN_PACKAGES = ("api", "core", "workers")
@@ -208,16 +208,13 @@ class Repeats(logging.Filter):
 class LineWriter:
     """Writes lines in a thread, so that nobody waits for the reader of the log. Beyond a limit they are dropped.
 
-    What is added is a line, or anything that `format_other` makes one of: in the thread, not in whoever adds it.
+    Lines are made by whoever adds them: a thread that does more than write takes the interpreter away from callers.
     """
 
-    def __init__(
-        self, formatter: LineFormatter, descriptor: int, format_other: Callable[[Any], str], *, waiting_max: int
-    ) -> None:
-        self._formatter = formatter
+    def __init__(self, formatter: LineFormatter, descriptor: int, *, waiting_max: int) -> None:
+        self.formatter = formatter
         self._descriptor = descriptor
-        self._format_other = format_other
-        self._waiting: deque[Any] = deque()
+        self._waiting: deque[str] = deque()
         self._waiting_max = waiting_max
         self._dropped = 0
         self._something = threading.Event()
@@ -225,7 +222,7 @@ class LineWriter:
         self._thread = threading.Thread(target=self._work, name="log", daemon=True)
         self._thread.start()
 
-    def add(self, line: Any) -> None:
+    def add(self, line: str) -> None:
         """Have a line written soon."""
         if len(self._waiting) >= self._waiting_max:
             self._dropped += 1
@@ -249,12 +246,12 @@ class LineWriter:
 
     def _take(self) -> Iterator[str]:
         for _ in range(len(self._waiting)):
-            line = self._waiting.popleft()
-            yield (line if isinstance(line, str) else self._format_other(line)) + "\n"
+            yield self._waiting.popleft()
+            yield "\n"
         if self._dropped:
             dropped, self._dropped = self._dropped, 0
             text = f"{dropped} lines were dropped, because whoever reads the log was too slow"
-            yield self._formatter.line(time.time(), "WARNING", __name__, text, {"dropped": dropped}) + "\n"
+            yield self.formatter.line(time.time(), "WARNING", __name__, text, {"dropped": dropped}) + "\n"
 
     def _write(self, data: bytes) -> None:
         rest = memoryview(data)
@@ -293,17 +290,10 @@ class Logs:
         return formatter
 
     @classmethod
-    def configure_in_background(
-        cls, process: str, *, log_format: str, log_level: str, format_other: Callable[[LineFormatter, Any], str]
-    ) -> LineWriter:
+    def configure_in_background(cls, process: str, *, log_format: str, log_level: str) -> LineWriter:
         """Do so from a thread of its own, which also writes what is no record."""
         formatter = LineFormatter(process, as_json=_is_json(log_format))
-        writer = LineWriter(
-            formatter,
-            (sys.__stderr__ or sys.stderr).fileno(),
-            lambda other: format_other(formatter, other),
-            waiting_max=_WAITING_MAX,
-        )
+        writer = LineWriter(formatter, (sys.__stderr__ or sys.stderr).fileno(), waiting_max=_WAITING_MAX)
         atexit.register(writer.close)
         cls._install(_BackgroundHandler(writer), formatter, log_level)
         return writer

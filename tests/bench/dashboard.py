@@ -270,7 +270,9 @@ def _find_left_out(paths: list[str]) -> list[str]:
             "PAYOUTS_HASH_SECRET": HASH_SECRET,
         }
     )
-    routes = [route for route in create_app(settings, RecentRequests(settings)).routes if isinstance(route, HTTPRoute)]
+    routes = [
+        route for route in create_app(settings, RecentRequests(settings)).routed.routes if isinstance(route, HTTPRoute)
+    ]
     pages = [
         route.path
         for route in routes

@@ -176,10 +176,10 @@ def test_lines_that_are_alike_are_counted() -> None:
 
 def test_a_reader_who_reads_nothing_blocks_nobody_and_is_told_how_much_was_dropped() -> None:
     reading, writing = os.pipe()
-    writer = LineWriter(JSON, writing, lambda number: f"{number:>1000}", waiting_max=200)
+    writer = LineWriter(JSON, writing, waiting_max=200)
     begun = time.monotonic()
     for number in range(100_000):
-        writer.add(number)
+        writer.add(f"{number:>1000}")
     assert time.monotonic() - begun < 20
     os.set_blocking(reading, False)
     lines: list[str] = []
@@ -211,7 +211,7 @@ def test_a_reader_who_reads_nothing_blocks_nobody_and_is_told_how_much_was_dropp
 def test_a_reader_who_has_gone_is_no_reason_to_fail() -> None:
     reading, writing = os.pipe()
     os.close(reading)
-    writer = LineWriter(JSON, writing, str, waiting_max=10)
+    writer = LineWriter(JSON, writing, waiting_max=10)
     writer.add("a line")
     writer.close()
     os.close(writing)
