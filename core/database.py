@@ -3,14 +3,14 @@
 import re
 import select
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Self, TypeVar
 
 import psycopg
 import sqlalchemy as sa
 from psycopg import sql
-from psycopg.pq import PipelineStatus
+from psycopg.pq import PipelineStatus, TransactionStatus
 from sqlalchemy import Connection
 
 from core.errors import UserError
@@ -78,6 +78,9 @@ def _cause(error: BaseException) -> BaseException | None:
         return _cause(cause.__context__)
     return cause
 
+
+_BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED"
+_COMMIT = "COMMIT"
 
 _CLOCK = sa.text("SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS bigint)")
 
@@ -162,6 +165,7 @@ class Database:
                 "tcp_user_timeout": 3000,
             },
         )
+        self._set_for_transaction: bytes | None = None
         if pooler:
             self._set_for_transaction = _make_local_settings(_parse_options(url_options), settings)
             sa.event.listen(self.engine, "begin", self._give_settings)
@@ -193,24 +197,40 @@ class Database:
     def pipeline(self) -> Iterator[Connection]:
         """Give a connection as `transaction` does; what the driver itself is asked to execute is only sent.
 
-        Answers are waited for when one is read, and after the commit was sent: a batch waits four times in all.
-        PostgreSQL carries out nothing behind an error, and the first error is raised, at the end at the latest.
+        Answers are waited for when one is read, and at the end: a batch waits twice in all. PostgreSQL carries out
+        nothing behind an error, the commit neither, and the first error is raised, at the end at the latest.
         """
-        with (
-            self._drop_broken_pool(),
-            self.engine.connect() as connection,
-            driver_of(connection).pipeline(),
-            connection.begin(),
-        ):
-            yield connection
+        with self._drop_broken_pool(), self.engine.connect() as connection:
+            driver = driver_of(connection)
+            # Begins and commits of the driver's own are waited for, one by one.
+            driver.autocommit = True
+            try:
+                with driver.pipeline():
+                    driver.execute(_BEGIN, prepare=False)
+                    if self._set_for_transaction is not None:
+                        driver.execute(self._set_for_transaction)
+                    yield connection
+                    committed = driver.execute(_COMMIT, prepare=False)
+                if committed.statusmessage != _COMMIT:
+                    text = f"a commit was answered with {committed.statusmessage}"
+                    raise psycopg.InternalError(text)
+            except BaseException:
+                with suppress(psycopg.Error):
+                    driver.rollback()
+                raise
+            finally:
+                if driver.pgconn.transaction_status == TransactionStatus.IDLE:
+                    driver.autocommit = False
+                else:
+                    connection.invalidate()
 
     def _give_settings(self, connection: Connection) -> None:
-        """Begin the transaction with its settings. In a pipeline, they are only queued behind its BEGIN."""
+        """Begin the transaction with its settings; a pipeline does so itself."""
         driver = driver_of(connection)
+        if driver.pgconn.pipeline_status != PipelineStatus.OFF:
+            return
+        assert self._set_for_transaction is not None  # noqa: S101 (else nobody listens)
         try:
-            if driver.pgconn.pipeline_status != PipelineStatus.OFF:
-                driver.execute(self._set_for_transaction)
-                return
             with driver.pipeline():
                 driver.execute(self._set_for_transaction)
         except psycopg.Error as error:

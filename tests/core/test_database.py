@@ -58,6 +58,20 @@ def test_what_is_refused_at_the_commit_is_raised(database: Database) -> None:
         assert connection.execute(sa.text("SELECT count(*) FROM late")).scalar_one() == 0
 
 
+def test_a_commit_that_rolls_back_is_no_success(database: Database) -> None:
+    """PostgreSQL does so, without an error, where the caller goes on behind one."""
+
+    def go_on_behind_an_error() -> None:
+        with database.pipeline() as connection:
+            driver_of(connection).execute("INSERT INTO numbers VALUES (1)")
+            with suppress(*DATABASE_ERRORS), driver_of(connection).pipeline():
+                driver_of(connection).execute("SELECT 1 / 0")
+
+    with pytest.raises(DATABASE_ERRORS, match="ROLLBACK"):
+        go_on_behind_an_error()
+    assert read_numbers(database) == []
+
+
 def test_what_the_caller_raises_rolls_a_pipeline_back(database: Database) -> None:
     class CallersError(Exception):
         pass
@@ -98,6 +112,20 @@ def test_a_lost_connection_is_known_as_such_and_takes_the_whole_pool_with_it(dat
         assert is_connection_error(caught.value)
         with getattr(pool, kind)() as connection:
             assert driver_of(connection).execute("SELECT 1").fetchall() == [(1,)]
+
+
+def test_a_connection_is_the_same_after_a_pipeline(database: Database) -> None:
+    with Database(url_of(database), transaction_timeout_s=5, pool_size=1) as one:
+        run_in_pipeline(one, "INSERT INTO numbers VALUES (1)")
+        with suppress(*DATABASE_ERRORS):
+            run_in_pipeline(one, "INSERT INTO numbers VALUES (1)")
+        with suppress(ZeroDivisionError), one.transaction() as connection:
+            connection.execute(sa.text("INSERT INTO numbers VALUES (2)"))
+            raise ZeroDivisionError
+        with suppress(ZeroDivisionError), one.transaction() as connection:
+            driver_of(connection).execute("INSERT INTO numbers VALUES (3)")
+            raise ZeroDivisionError
+        assert read_numbers(one) == [1]
 
 
 def test_a_transaction_timeout_is_a_connection_error_so_it_is_tried_again(database: Database) -> None:
