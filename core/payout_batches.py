@@ -229,14 +229,16 @@ _KEY_HAS_PAID = sa.text("""
 
 def find_obstacle(connection: Connection, offer: Offer) -> Accepted | Outcome | None:
     """Tell without locks what would keep an offer from being accepted, so that no rows are loaded in vain."""
+    # Before the look for a replay: what the same offer, sent twice at once, took meanwhile, it was accepted with.
+    query = sa.select(businesses.c.payout_balance).where(businesses.c.id == offer.business_id)
+    payout_balance = connection.execute(query).scalar_one_or_none() or 0
     standing = _find_standing(connection, offer)
     if standing is Outcome.UNAUTHORIZED:
         return standing
     replay = _find_replay(connection, offer)
     if replay is not None or standing is not None:
         return replay or standing
-    query = sa.select(businesses.c.payout_balance).where(businesses.c.id == offer.business_id)
-    return None if connection.execute(query).scalar_one() >= offer.amount_cents else Outcome.INSUFFICIENT_BALANCE
+    return None if payout_balance >= offer.amount_cents else Outcome.INSUFFICIENT_BALANCE
 
 
 def load_rows(connection: Connection, hash_secret: bytes, offer: Offer, batch_id: UUID) -> None:

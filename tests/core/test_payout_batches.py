@@ -188,6 +188,27 @@ def assert_replays(answer: Accepted | Outcome | None, batch: PayoutBatch) -> Non
     assert (answer.is_replay, answer.batch.id) == (True, batch.id)
 
 
+@pytest.mark.parametrize("moment", range(5))
+def test_the_same_offer_that_is_accepted_meanwhile_is_never_too_much(
+    database: Database, payer: Account, moment: int
+) -> None:
+    """Sent twice at once, the second finds the balance gone: to the first, whose batch it gets."""
+    rows = make_rows(FUNDS_CENTS)
+    statements = 0
+
+    def accept_between(*_: object) -> None:
+        nonlocal statements
+        if statements == moment:
+            accept(database, payer, rows, "key")
+        statements += 1
+
+    with Database(database.engine.url.render_as_string(hide_password=False), transaction_timeout_s=None) as other:
+        sa.event.listen(other.engine, "before_cursor_execute", accept_between)
+        with other.transaction() as connection:
+            obstacle = payout_batches.find_obstacle(connection, offer_of(payer, rows, "key"))
+    assert obstacle is None or isinstance(obstacle, Accepted)
+
+
 def test_a_key_replays_the_same_rows_and_refuses_others(database: Database, payer: Account) -> None:
     rows = [BatchRow("a@example.com", 5, "x"), BatchRow("b@example.com", 6)]
     batch = accept(database, payer, rows, "key")
