@@ -199,38 +199,49 @@ class Database:
 
         Answers are waited for when one is read, and at the end: a batch waits twice in all. PostgreSQL carries out
         nothing behind an error, the commit neither, and the first error is raised, at the end at the latest.
+        Behind a pooler it waits four times, as the driver has it.
         """
+        if self._set_for_transaction is not None:
+            # PgBouncer 1.18 does not always take its connection back where one Sync ends it all.
+            with (
+                self._drop_broken_pool(),
+                self.engine.connect() as connection,
+                driver_of(connection).pipeline(),
+                connection.begin(),
+            ):
+                yield connection
+            return
         with self._drop_broken_pool(), self.engine.connect() as connection:
             driver = driver_of(connection)
-            # Begins and commits of the driver's own are waited for, one by one.
-            driver.autocommit = True
             try:
+                # Begins and commits of the driver's own are waited for, one by one.
+                driver.autocommit = True
                 with driver.pipeline():
                     driver.execute(_BEGIN, prepare=False)
-                    if self._set_for_transaction is not None:
-                        driver.execute(self._set_for_transaction)
                     yield connection
                     committed = driver.execute(_COMMIT, prepare=False)
                 if committed.statusmessage != _COMMIT:
                     text = f"a commit was answered with {committed.statusmessage}"
                     raise psycopg.InternalError(text)
+                driver.autocommit = False
             except BaseException:
-                with suppress(psycopg.Error):
-                    driver.rollback()
-                raise
-            finally:
-                if driver.pgconn.transaction_status == TransactionStatus.IDLE:
-                    driver.autocommit = False
-                else:
+                # Statements that the driver thinks prepared may not be: it forgets them when it rolls back.
+                if driver.pgconn.transaction_status in {TransactionStatus.INTRANS, TransactionStatus.INERROR}:
+                    with suppress(psycopg.Error):
+                        driver.rollback()
+                        driver.autocommit = False
+                if driver.autocommit:
                     connection.invalidate()
+                raise
 
     def _give_settings(self, connection: Connection) -> None:
-        """Begin the transaction with its settings; a pipeline does so itself."""
+        """Begin the transaction with its settings. In a pipeline, they are only queued behind its BEGIN."""
         driver = driver_of(connection)
-        if driver.pgconn.pipeline_status != PipelineStatus.OFF:
-            return
         assert self._set_for_transaction is not None  # noqa: S101 (else nobody listens)
         try:
+            if driver.pgconn.pipeline_status != PipelineStatus.OFF:
+                driver.execute(self._set_for_transaction)
+                return
             with driver.pipeline():
                 driver.execute(self._set_for_transaction)
         except psycopg.Error as error:

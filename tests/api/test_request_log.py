@@ -161,7 +161,7 @@ def test_one_search_follows_a_request_to_the_sql_error_and_back(
     assert (request["status"], request["outcome"], request["level"]) == (500, "expired", "warning")
     failures = [line for line in lines if line["logger"] == "workers.tasks"]
     assert failures[0]["process"] == "worker"
-    assert failures[0]["error"] == "DataError of NumericValueOutOfRange (SQLSTATE 22003)"
+    assert failures[0]["error"] == "NumericValueOutOfRange (SQLSTATE 22003)"
     assert failures[0]["place"].startswith("core/")
     assert failures[0]["users"] == [email_digest(HASH_SECRET.encode(), "user@example.com")]
     for line in lines:
