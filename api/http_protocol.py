@@ -1,10 +1,13 @@
 """How uvicorn writes to the network: all responses of one turn of the event loop together."""
 
+import logging
 from asyncio import AbstractEventLoop, Transport
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+logger = logging.getLogger(__name__)
 
 HELD_BYTES_MAX = 65_536
 
@@ -25,7 +28,11 @@ class Outbox:
     def _flush(self) -> None:
         holding, self._holding = self._holding, []
         for transport in holding:
-            transport.flush()
+            try:
+                transport.flush()
+            except Exception as error:  # noqa: BLE001 (the others' answers must not be lost with it)
+                logger.error("a response could not be written: %s", type(error).__name__)
+                transport.abort()
 
 
 class GatheringTransport:
@@ -81,4 +88,9 @@ class HTTPProtocol(HttpToolsProtocol):
         outbox = _outboxes.get(self.loop)
         if outbox is None:
             outbox = _outboxes[self.loop] = Outbox(self.loop)
-        super().connection_made(cast("Transport", GatheringTransport(transport, outbox)))
+        self._gathering = GatheringTransport(transport, outbox)
+        super().connection_made(cast("Transport", self._gathering))
+
+    def eof_received(self) -> None:
+        """Write what is held before the loop closes the connection of a caller that sends nothing more."""
+        self._gathering.flush()

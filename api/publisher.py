@@ -61,7 +61,13 @@ class Publisher:
 
     def begin(self, task_id: str, allocations: Sequence[Allocation], spans: Sequence[Any] = ()) -> Future[None]:
         """Begin to send a batch. An error is only logged: it does not mean that the batch was not sent."""
-        return self._executor.submit(self._try_to_send, task_id, allocations, spans)
+        try:
+            return self._executor.submit(self._try_to_send, task_id, allocations, spans)
+        except RuntimeError as error:  # no thread can be started, or the process ends
+            _note_failure(task_id, allocations, error)
+            nothing: Future[None] = Future()
+            nothing.set_result(None)
+            return nothing
 
     async def publish(self, task_id: str, allocations: Sequence[Allocation]) -> None:
         """Send a batch so, and wait until that was tried."""
@@ -71,13 +77,7 @@ class Publisher:
         try:
             self._send(task_id, allocations, QUEUE, spans)
         except Exception as error:  # noqa: BLE001 (kombu lets the errors of every transport through)
-            metrics.PUBLISH_ERRORS.inc()
-            logger.warning(
-                "a batch of %d may not have been sent: %s",
-                len(allocations),
-                type(error).__name__,
-                extra=about(error=error, allocations=allocations, task_id=task_id),
-            )
+            _note_failure(task_id, allocations, error)
 
     def send_empty(self, task_id: str, queue: str) -> None:
         """Send a batch of nothing to a queue: who carries it out consumes, and can open our messages."""
@@ -108,3 +108,13 @@ class Publisher:
         """Let go of threads and broker connections."""
         self._executor.shutdown(wait=False, cancel_futures=True)
         self._celery.close()
+
+
+def _note_failure(task_id: str, allocations: Sequence[Allocation], error: Exception) -> None:
+    metrics.PUBLISH_ERRORS.inc()
+    logger.warning(
+        "a batch of %d may not have been sent: %s",
+        len(allocations),
+        type(error).__name__,
+        extra=about(error=error, allocations=allocations, task_id=task_id),
+    )

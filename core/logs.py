@@ -31,6 +31,7 @@ NAMED_MAX = 20
 SAME_PER_S_MAX = 10
 _WAITING_MAX = 50_000
 _COLLECT_S = 0.1
+_AGAIN_AFTER_S = 0.05
 _CLOSE_WITHIN_S = 1.0
 _MESSAGE_CHARACTERS_MAX = 2_000
 _OWN_PACKAGES = ("api", "core", "workers")
@@ -259,7 +260,7 @@ class LineWriter:
             try:
                 rest = rest[os.write(self._descriptor, rest) :]
             except BlockingIOError:
-                time.sleep(_COLLECT_S)
+                time.sleep(_AGAIN_AFTER_S)
             except OSError:
                 return  # nobody reads any more
 

@@ -95,6 +95,43 @@ async def test_last_answer_of_a_connection_comes_before_its_end() -> None:
 
 
 @on_each_loop
+async def test_caller_that_sends_nothing_more_gets_its_answer() -> None:
+    async with serving(echo_path) as port:
+        for _ in range(20):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(request("/asked"))
+            writer.write_eof()
+            assert await read_answer(reader) == b"/asked"
+            writer.close()
+
+
+@on_each_loop
+async def test_response_that_cannot_be_written_costs_others_nothing() -> None:
+    together = asyncio.Event()
+
+    async def wait(scope: Any, receive: Any, send: Any) -> None:
+        await together.wait()
+        if scope["path"] == "/broken":
+            body: Any = "no bytes"
+            await answer(send, body)
+        else:
+            await echo_path(scope, receive, send)
+
+    async with serving(wait) as port:
+        connections = [await asyncio.open_connection("127.0.0.1", port) for _ in range(6)]
+        for number, (_, writer) in enumerate(connections):
+            writer.write(request("/whole" if number % 2 else "/broken"))
+        await asyncio.sleep(0.2)
+        together.set()
+        for reader, _ in connections[1::2]:
+            assert await read_answer(reader) == b"/whole"
+        for reader, _ in connections[::2]:
+            assert await reader.read() == b""
+        for _, writer in connections:
+            writer.close()
+
+
+@on_each_loop
 async def test_caller_that_has_gone_costs_others_nothing() -> None:
     together = asyncio.Event()
 
