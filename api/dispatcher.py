@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 _SWEEP_S = 0.1
 _POLL_S = 0.05
 """The shortest wait, so that deadlines which pass one after another are handed over together."""
+_HELD_S = 0.05
 _PROBE_AFTER_S = 10.0
 _PROBE_TIMEOUT_S = 15.0
 
@@ -77,6 +78,8 @@ class Dispatcher:
         self._callers = 0
         self._exchanges: set[Exchange] = set()
         self._replied_at = time.monotonic()
+        self._sent_at = 0.0
+        self._looking_again: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     def deadline_us(self) -> int:
@@ -178,12 +181,31 @@ class Dispatcher:
         # one busy business become everybody and nobody by turns, and each side waits for the other.
         batch_max = min(self._settings.batch_max, self._callers // 2 + 1)
         while len(self._exchanges) < self._settings.in_flight_max:
+            if not self._is_worth_a_task():
+                return
             batch = self._waiting.take(batch_max)
             if not batch:
                 return
             exchange = Exchange(batch)
             self._exchanges.add(exchange)
             self._take_step(exchange, self._send_copy)
+
+    def _is_worth_a_task(self) -> bool:
+        """Tell whether those who wait make a batch of their own, behind one that is under way.
+
+        While a worker is busy with that, few are better sent later, as many; but not for long: it may be stuck.
+        """
+        loop = asyncio.get_running_loop()
+        held_until = self._sent_at + _HELD_S
+        if not self._exchanges or self._waiting.count >= self._callers // 3 or loop.time() >= held_until:
+            return True
+        if self._waiting.count and self._looking_again is None:
+            self._looking_again = loop.call_at(held_until, self._look_again)
+        return False
+
+    def _look_again(self) -> None:
+        self._looking_again = None
+        self._send_what_may_go()
 
     def _take_step(self, exchange: Exchange, step: Callable[..., None], *arguments: Any) -> None:
         """Go on with a batch; whatever breaks, every caller gets a certain answer."""
@@ -210,6 +232,7 @@ class Dispatcher:
         exchange.copies[task_id] = (undecided, now)
         exchange.published += 1
         exchange.resend_at = now + self._settings.resend_after_s
+        self._sent_at = now
         self._replies.expect(task_id, partial(self._take_step, exchange, self._receive, task_id))
         spans = [pending.span for pending in undecided if pending.span is not None]
         self._publisher.begin(task_id, _allocations(undecided), spans)

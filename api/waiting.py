@@ -37,6 +37,8 @@ class WaitingList:
         self._by_business: dict[UUID, deque[Pending]] = {}
         self._turns: deque[UUID] = deque()
         self._busy: set[UUID] = set()
+        self.count = 0
+        """How many wait, whether or not they may go."""
 
     def add(self, pending: Pending) -> None:
         """Let a caller wait."""
@@ -47,6 +49,7 @@ class WaitingList:
             if business_id not in self._busy:
                 self._turns.append(business_id)
         queue.append(pending)
+        self.count += 1
 
     def take(self, batch_max: int) -> list[Pending]:
         """Take a batch of at most `batch_max` over all businesses that may go; they are busy from now on."""
@@ -58,7 +61,9 @@ class WaitingList:
                 business_id = self._turns.popleft()
                 queue = self._by_business[business_id]
                 # Whoever was answered meanwhile has gone, and nothing was sent for them.
+                before = len(queue)
                 popped = [pending for pending in _pop(queue, share) if not pending.outcome.done()]
+                self.count -= before - len(queue)
                 batch.extend(popped)
                 if popped:
                     taken.add(business_id)
@@ -84,6 +89,7 @@ class WaitingList:
         for business_id, queue in list(self._by_business.items()):
             while queue and queue[0].due_at < now:
                 expired.append(queue.popleft())
+                self.count -= 1
             if not queue:
                 del self._by_business[business_id]
         if expired:

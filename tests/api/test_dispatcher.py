@@ -203,6 +203,41 @@ def test_those_who_come_while_a_batch_is_under_way_are_the_next_two_batches(
     assert verify_books(database).balanced
 
 
+def test_callers_who_are_few_are_sent_soon_behind_a_batch_without_answer(
+    settings: Settings, database: Database, worker: Worker
+) -> None:
+    """Few wait for a batch that is under way, to make a larger one; not for one that is stuck."""
+
+    async def carry_out(task: Task) -> None:
+        await worker.reply(task, await worker.process(task))
+
+    async def work() -> None:
+        async with dispatching(settings, database) as dispatcher:
+            calls = [ask(dispatcher, account) for account in accounts]
+            one, another = await worker.take(), await worker.take()
+            await carry_out(one)
+            stuck = await worker.take()
+            assert len(stuck.allocations) > 3
+            await carry_out(another)
+            await carry_out(await worker.take())
+            for _ in range(6):  # each soon after the one before
+                call = ask(dispatcher, quiet)
+                task = await worker.take()
+                assert [each.business_id for each in task.allocations] == [quiet.business.id]
+                await carry_out(task)
+                assert await call is Outcome.ALLOCATED
+            await carry_out(stuck)
+            assert await asyncio.gather(*calls) == [Outcome.ALLOCATED] * len(calls)
+
+    accounts = [open_account(database) for _ in range(10)]
+    quiet = open_account(database)
+    settings = make_settings(
+        settings.redis_url, settings.broker_url, settings.database_url, resend_after_s=20.0, reply_timeout_s=30.0
+    )
+    run(work())
+    assert verify_books(database).balanced
+
+
 def test_many_callers_over_many_businesses_are_all_paid(settings: Settings, database: Database, worker: Worker) -> None:
     settings = make_settings(
         settings.redis_url, settings.broker_url, settings.database_url, reply_timeout_s=15.0, batch_max=7

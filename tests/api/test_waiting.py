@@ -221,6 +221,10 @@ class WaitingListMachine(RuleBasedStateMachine):
     def no_business_is_in_two_batches(self) -> None:
         assert sum(map(len, self.in_flight)) == len(set().union(*self.in_flight))
 
+    @invariant()
+    def everybody_is_counted(self) -> None:
+        assert self.waiting.count == sum(map(len, self.inside.values()))
+
     def teardown(self) -> None:
         for businesses in self.in_flight:
             self.waiting.release(businesses)
