@@ -27,6 +27,9 @@ from core.errors import UserError
 POSTGRES_ACCOUNT = "pgserver"
 """As whom root runs PostgreSQL, which refuses to run as root."""
 _DATABASE = "payouts"
+_PORTS = range(10_000, 32_768)
+"""Above what is well known, and below what Linux gives to connections that go out."""
+_given_ports: set[int] = set()
 _READY_WITHIN_S = 60.0
 _STOP_WITHIN_S = 10.0
 _POLL_S = 0.02
@@ -39,10 +42,20 @@ class EmbeddedServerError(UserError):
 
 
 def find_free_port() -> int:
-    """Return a TCP port of 127.0.0.1 that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a TCP port of 127.0.0.1 that nobody listens on; never the same twice.
+
+    Not one that the system would name: it gives the same ones to connections that go out, so that a server which takes
+    seconds to start, or is started again, may find it taken.
+    """
+    for _ in range(len(_PORTS)):
+        port = secrets.choice(_PORTS)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            if port not in _given_ports:
+                _given_ports.add(port)
+                return port
+    text = f"no TCP port of {_PORTS.start} to {_PORTS.stop - 1} is free"
+    raise EmbeddedServerError(text)
 
 
 def _find_package(name: str) -> Path:

@@ -269,3 +269,10 @@ def test_free_port_can_be_listened_on() -> None:
     server = EmbeddedValkey(port=find_free_port())
     server.start()
     server.stop()
+
+
+def test_free_ports_are_all_different_and_none_that_a_connection_may_get() -> None:
+    lowest, _ = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
+    ports = [find_free_port() for _ in range(500)]
+    assert len(set(ports)) == len(ports)
+    assert max(ports) < int(lowest)
