@@ -39,17 +39,18 @@ class Service:
         return [line for line in self.read_logs().splitlines() if any(mark in line for mark in marks)][:3]
 
 
-def run_service(servers: Servers, name: str) -> AbstractContextManager[Service]:
+def run_service(servers: Servers, name: str, **settings: str) -> AbstractContextManager[Service]:
+    """Run one of the systems; settings are for ours."""
     if name == OURS:
-        return _run_ours(servers)
+        return _run_ours(servers, **settings)
     if name == TEXTBOOK:
         return _run_competitor(servers, name, [_uvicorn("tests.bench.textbook:create_app", 1), _celery()])
     return _run_competitor(servers, name, [_uvicorn("tests.bench.direct:create_app", 1 if name == DIRECT_1 else 2)])
 
 
 @contextmanager
-def _run_ours(servers: Servers) -> Iterator[Service]:
-    with run_system(servers) as system:
+def _run_ours(servers: Servers, **settings: str) -> Iterator[Service]:
+    with run_system(servers, **settings) as system:
         _begin_afresh(system.database)
         yield Service(OURS, system.base_url, system.database, system.logs)
 
