@@ -126,7 +126,7 @@ def payout_route(create_payout: ASGIApp) -> ASGIRouteHandler:
 
 
 def put_first(create_payout: ASGIApp, app: ASGIApp) -> ASGIApp:
-    """Hand calls of the endpoint to it past Litestar, whose way there takes an eighth of the time of an allocation.
+    """Hand calls of the endpoint to it past Litestar, whose way there takes an eighth of the API's time for one.
 
     What Litestar does around every handler, limits of calls and traces, is left out.
     """

@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -13,6 +13,7 @@ import uvloop
 from api.http_protocol import HELD_BYTES_MAX, HTTPProtocol
 
 App = Callable[[Any, Any, Any], Awaitable[None]]
+Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 def on_each_loop(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[..., None]:
@@ -105,51 +106,50 @@ async def test_caller_that_sends_nothing_more_gets_its_answer() -> None:
             writer.close()
 
 
-@on_each_loop
-async def test_response_that_cannot_be_written_costs_others_nothing() -> None:
+@asynccontextmanager
+async def answering_at_once(app: App, paths: Sequence[str]) -> AsyncIterator[tuple[list[Connection], asyncio.Event]]:
+    """Have a request for each path wait on a connection of its own; set the event to answer them."""
     together = asyncio.Event()
 
     async def wait(scope: Any, receive: Any, send: Any) -> None:
         await together.wait()
+        await app(scope, receive, send)
+
+    async with serving(wait) as port:
+        connections = [await asyncio.open_connection("127.0.0.1", port) for _ in paths]
+        for (_, writer), path in zip(connections, paths, strict=True):
+            writer.write(request(path))
+        await asyncio.sleep(0.2)
+        yield connections, together
+        for _, writer in connections:
+            writer.close()
+
+
+@on_each_loop
+async def test_response_that_cannot_be_written_costs_others_nothing() -> None:
+    async def break_some(scope: Any, receive: Any, send: Any) -> None:
         if scope["path"] == "/broken":
             body: Any = "no bytes"
             await answer(send, body)
         else:
             await echo_path(scope, receive, send)
 
-    async with serving(wait) as port:
-        connections = [await asyncio.open_connection("127.0.0.1", port) for _ in range(6)]
-        for number, (_, writer) in enumerate(connections):
-            writer.write(request("/whole" if number % 2 else "/broken"))
-        await asyncio.sleep(0.2)
+    async with answering_at_once(break_some, ["/broken", "/whole"] * 3) as (connections, together):
         together.set()
         for reader, _ in connections[1::2]:
             assert await read_answer(reader) == b"/whole"
         for reader, _ in connections[::2]:
             assert await reader.read() == b""
-        for _, writer in connections:
-            writer.close()
 
 
 @on_each_loop
 async def test_caller_that_has_gone_costs_others_nothing() -> None:
-    together = asyncio.Event()
-
-    async def wait(scope: Any, receive: Any, send: Any) -> None:
-        await together.wait()
-        await echo_path(scope, receive, send)
-
-    async with serving(wait) as port:
-        connections = [await asyncio.open_connection("127.0.0.1", port) for _ in range(9)]
-        for _, writer in connections:
-            writer.write(request("/all"))
-        await asyncio.sleep(0.2)
+    async with answering_at_once(echo_path, ["/all"] * 9) as (connections, together):
         for _, writer in connections[::2]:
             writer.transport.abort()
         together.set()  # in the same turn as the server learns of it
-        for reader, writer in connections[1::2]:
+        for reader, _ in connections[1::2]:
             assert await read_answer(reader) == b"/all"
-            writer.close()
 
 
 @on_each_loop
