@@ -27,7 +27,10 @@ HOUR_US = 3_600_000_000
 
 @contextmanager
 def messages_being_tripled(cluster: Cluster) -> Iterator[list[bytes]]:
-    """Take messages off the queue, as a worker does, and put each back three times; gives those messages."""
+    """Take messages off the queue, as a worker does, and put each back three times; gives those messages.
+
+    What was tripled stays as it is: copies of copies would fill the queue faster than a slow machine empties it.
+    """
     taken: list[bytes] = []
     stopping = threading.Event()
 
@@ -35,9 +38,14 @@ def messages_being_tripled(cluster: Cluster) -> Iterator[list[bytes]]:
         with cluster.redis() as client:
             while not stopping.wait(0.02):
                 found: Any = client.brpop([QUEUE], timeout=0.5)
-                if found is not None:
-                    taken.append(found[1])
-                    client.lpush(QUEUE, found[1], found[1], found[1])
+                if found is None:
+                    continue
+                message = found[1]
+                if message in taken:
+                    client.rpush(QUEUE, message)  # at the end that is taken next, where it was
+                else:
+                    taken.append(message)
+                    client.lpush(QUEUE, message, message, message)
 
     thread = threading.Thread(target=triple)
     thread.start()
