@@ -10,7 +10,7 @@ from typing import Self, TypeVar
 import psycopg
 import sqlalchemy as sa
 from psycopg import sql
-from psycopg.pq import PipelineStatus, TransactionStatus
+from psycopg.pq import TransactionStatus
 from sqlalchemy import Connection
 
 from core.errors import UserError
@@ -199,16 +199,11 @@ class Database:
 
         Answers are waited for when one is read, and at the end: a batch waits twice in all. PostgreSQL carries out
         nothing behind an error, the commit neither, and the first error is raised, at the end at the latest.
-        Behind a pooler it waits four times, as the driver has it.
+        Behind a pooler it waits four times.
         """
         if self._set_for_transaction is not None:
-            # PgBouncer 1.18 does not always take its connection back where one Sync ends it all.
-            with (
-                self._drop_broken_pool(),
-                self.engine.connect() as connection,
-                driver_of(connection).pipeline(),
-                connection.begin(),
-            ):
+            # PgBouncer 1.18 does not always take its connection back where the commit comes in a pipeline.
+            with self.transaction() as connection, driver_of(connection).pipeline():
                 yield connection
             return
         with self._drop_broken_pool(), self.engine.connect() as connection:
@@ -235,13 +230,10 @@ class Database:
                 raise
 
     def _give_settings(self, connection: Connection) -> None:
-        """Begin the transaction with its settings. In a pipeline, they are only queued behind its BEGIN."""
+        """Begin the transaction with its settings."""
         driver = driver_of(connection)
         assert self._set_for_transaction is not None  # noqa: S101 (else nobody listens)
         try:
-            if driver.pgconn.pipeline_status != PipelineStatus.OFF:
-                driver.execute(self._set_for_transaction)
-                return
             with driver.pipeline():
                 driver.execute(self._set_for_transaction)
         except psycopg.Error as error:

@@ -12,6 +12,7 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 
+from core import ledger
 from core.database import (
     DATABASE_ERRORS,
     Database,
@@ -191,6 +192,22 @@ def test_clients_that_share_connections_pay_and_settle_exactly(database_url: str
             thread.join()
     assert {read_payout_balance(database, payer.business.id) for payer in payers} == {10_000 - 210}
     assert verify_books(database).balanced
+
+
+@pytest.mark.parametrize("kind", ["transaction", "pipeline"])
+def test_the_poolers_connection_is_free_for_others_behind_every_transaction(
+    database_url: str, database: Database, kind: str
+) -> None:
+    payer = open_account(database)
+    with (
+        run_pgbouncer(database_url, pool_size=1, extra_settings="query_wait_timeout = 1\n") as pooler,
+        open_pooled(pooler) as pooled,
+        psycopg.connect(pooler.url_of(), autocommit=True, prepare_threshold=None) as other,
+    ):
+        for _ in range(500):  # one in 200 once kept it
+            with getattr(pooled, kind)() as connection:
+                ledger.allocate(connection, HASH_SECRET.encode(), [allocation_of(payer, "user@example.com", 1)])
+            other.execute("SELECT 1")
 
 
 def test_two_migrations_at_once_both_succeed(servers: Servers) -> None:
