@@ -61,6 +61,7 @@ _REFUSAL_BY_STATUS = {
         responses.UNAUTHORIZED,
         responses.NOT_FOUND,
         responses.METHOD_NOT_ALLOWED,
+        responses.REQUEST_TIMEOUT,
         responses.BODY_TOO_LARGE,
         responses.TOO_MANY_REQUESTS,
         responses.INTERNAL_ERROR,
@@ -233,7 +234,9 @@ def add_request_log(app: Application, settings: Settings, recent_requests: Recen
 def _answer_http_exception(_: Request[Any, Any, Any], error: HTTPException) -> Response[Any]:
     refusal = _REFUSAL_BY_STATUS.get(error.status_code)
     if refusal is None:
-        refusal = Refusal(error.status_code, "Bad request") if error.status_code < 500 else responses.INTERNAL_ERROR
+        refusal = Refusal(error.status_code, responses.BAD_REQUEST.error)
+        if error.status_code >= 500:
+            refusal = responses.INTERNAL_ERROR
     response = refusal.response()
     if allow := (error.headers or {}).get("allow"):
         response.headers["Allow"] = allow

@@ -15,6 +15,9 @@ logger = logging.getLogger(__name__)
 
 WRITE_USES_EVERY_S = 10.0
 
+_WHITE_SPACE = " \t"
+"""What a header may have around its value (RFC 9110, 5.6.3); Python strips more."""
+
 _CACHE_MAX = 10_000
 _LOOK_UP_MAX = 1_000
 
@@ -51,8 +54,8 @@ class Authenticator:
             TimeoutError: the database did not answer in time.
 
         """
-        scheme, _, key = authorization.strip().partition(" ")
-        key = key.strip()
+        scheme, _, key = authorization.strip(_WHITE_SPACE).partition(" ")
+        key = key.strip(_WHITE_SPACE)
         if scheme.lower() != "bearer" or not looks_like_secret_key(key):
             return None
         digest = digest_of(key)

@@ -1,6 +1,5 @@
 """Payout batches over HTTP: accept, list, show, and what became of each row."""
 
-import asyncio
 from collections.abc import Iterable
 from typing import Any
 from uuid import UUID
@@ -12,7 +11,8 @@ from sqlalchemy import Connection
 from api import documents, responses
 from api.batch_intake import BatchIntake
 from api.batch_rows import find_format
-from api.calls import AnyRequest, BusinessCalls
+from api.bodies import read_body
+from api.calls import AnyRequest, BusinessCalls, read_header
 from api.dispatcher import TooManyWaitingError
 from api.idempotency import strip_key
 from api.lists import Listing, Lists
@@ -63,11 +63,11 @@ async def _create(request: AnyRequest, calls: BusinessCalls, intake: BatchIntake
     identity = await calls.identify(request)
     if isinstance(identity, Refusal):
         return identity.response()
-    idempotency_key = strip_key(request.headers.get("idempotency-key"))
+    idempotency_key = strip_key(read_header(request, "idempotency-key"))
     written_as = find_format(request.headers.get("content-type", ""))
     try:
         with intake.enter():
-            body = await asyncio.wait_for(request.body(), UPLOAD_TIMEOUT_S)
+            body = await read_body(request, UPLOAD_TIMEOUT_S)
             accepted = await intake.accept(identity, body, written_as, idempotency_key)
     except TooManyWaitingError:
         return responses.TOO_MANY_REQUESTS.response()

@@ -59,6 +59,12 @@ class DatabaseThreads:
         self._executor.shutdown(wait=False, cancel_futures=True)
 
 
+def read_header(request: AnyRequest, name: str) -> str | None:
+    """Return a header; several alike are one list (RFC 9110, 5.3), which no key is."""
+    values = request.headers.getall(name, [])
+    return ", ".join(values) if values else None
+
+
 class BusinessCalls:
     """Calls with a secret key, which is read again in the transaction that answers."""
 
@@ -69,7 +75,7 @@ class BusinessCalls:
 
     async def identify(self, request: AnyRequest) -> Identity | Refusal:
         """Return who calls, or why the call is refused: an unknown key, or too many calls with it."""
-        identity = await self._authenticator.identify(request.headers.get("authorization", ""))
+        identity = await self._authenticator.identify(read_header(request, "authorization") or "")
         if identity is None:
             return responses.UNAUTHORIZED
         note_of(request.scope).business_id = identity.business_id

@@ -1,15 +1,25 @@
-"""How uvicorn writes to the network: all responses of one turn of the event loop together."""
+"""How uvicorn reads requests, and writes responses: all of one turn of the event loop together."""
 
 import logging
 from asyncio import AbstractEventLoop, Transport
+from http import HTTPStatus
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+import httptools
+import msgspec
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from api.responses import BAD_REQUEST, HEAD_TOO_LARGE, Refusal
+from core.ids import new_id
 
 logger = logging.getLogger(__name__)
 
 HELD_BYTES_MAX = 65_536
+HEAD_BYTES_MAX = 65_536
+
+_LINGER_S = 1.0
+_FRAMING = (b"content-length", b"transfer-encoding")
 
 
 class Outbox:
@@ -80,8 +90,21 @@ class GatheringTransport:
 _outboxes: WeakKeyDictionary[AbstractEventLoop, Outbox] = WeakKeyDictionary()
 
 
+class _HeadTooLargeError(Exception):
+    """A request's line and headers are longer than may be."""
+
+
 class HTTPProtocol(HttpToolsProtocol):
-    """uvicorn's own, on such transports; its option `--http` names this class."""
+    """uvicorn's own, on such transports; its option `--http` names this class.
+
+    Different is, besides: what is not HTTP is refused only behind the answers that are owed for what came before it;
+    offers of another protocol are ignored, trailers are no headers, and a request's head has a limit.
+    """
+
+    _pending_bytes = 0
+    """Received since the last head, piece of a body or end of a request; at most, since a segment holds several."""
+    _is_repeating = False
+    _refusal: Refusal | None = None
 
     def connection_made(self, transport: Any) -> None:
         """Begin with a connection."""
@@ -91,6 +114,139 @@ class HTTPProtocol(HttpToolsProtocol):
         self._gathering = GatheringTransport(transport, outbox)
         super().connection_made(cast("Transport", self._gathering))
 
-    def eof_received(self) -> None:
-        """Write what is held before the loop closes the connection of a caller that sends nothing more."""
+    def data_received(self, data: bytes) -> None:
+        """Read on."""
+        if self._refusal is not None:
+            return
+        self._unset_keepalive_if_required()
+        self._pending_bytes += len(data)
+        try:
+            self._parse(data)
+        except httptools.HttpParserError as error:
+            self._refuse(HEAD_TOO_LARGE if isinstance(error.__context__, _HeadTooLargeError) else BAD_REQUEST)
+            return
+        if self._pending_bytes > HEAD_BYTES_MAX:
+            self._refuse(HEAD_TOO_LARGE)
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Keep the connection of a caller that sends nothing more until it has all answers."""
         self._gathering.flush()
+        newest = self._newest_unanswered()
+        if newest is None or newest.more_body or self.scheme == "https":
+            return False
+        if self._refusal is None:  # else the connection ends with that
+            newest.keep_alive = False
+        return True
+
+    def on_message_begin(self) -> None:
+        """Begin with a request."""
+        if not self._is_repeating:
+            super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        """Have a request answered; its body may be still to come."""
+        if self._is_repeating:
+            return
+        if self._pending_bytes > HEAD_BYTES_MAX and self._count_head_bytes() > HEAD_BYTES_MAX:
+            raise _HeadTooLargeError
+        super().on_headers_complete()
+        self._pending_bytes = 0
+        # Trailers end up here, and nowhere else: they are no headers (RFC 9110, 6.5.1).
+        self.headers = []
+
+    def on_body(self, body: bytes) -> None:
+        """Take a piece of a body."""
+        self._pending_bytes = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """End a request, unless the parser takes what follows for another protocol: see `_parse`."""
+        if not self.parser.should_upgrade():
+            self._pending_bytes = 0
+            super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """Go on with the next request, or with the refusal of what came in its place."""
+        is_last = not self.pipeline
+        super().on_response_complete()
+        if is_last and self._refusal is not None:
+            self._send_refusal(self._refusal)
+
+    def _should_upgrade(self) -> bool:
+        return False
+
+    def _parse(self, data: bytes) -> None:
+        """Feed the parser.
+
+        Where a request offers another protocol, the parser stops behind its head. A new one goes on there: an offer
+        that is not taken up is ignored (RFC 9110, 7.8).
+        """
+        rest = memoryview(data)
+        while True:
+            try:
+                self.parser.feed_data(rest)
+            except httptools.HttpParserUpgrade as offer:
+                rest = rest[offer.args[0] :]
+            else:
+                return
+            self.parser = httptools.HttpRequestParser(self)
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+            lines = [f"POST / HTTP/{self.scope['http_version']}".encode()]
+            lines += [b"%b: %b" % header for header in self.scope["headers"] if header[0] in _FRAMING]
+            if not self.cycle.keep_alive:
+                lines.append(b"connection: close")
+            self._is_repeating = True
+            self.parser.feed_data(b"\r\n".join([*lines, b"", b""]))
+            self._is_repeating = False
+
+    def _count_head_bytes(self) -> int:
+        return len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+
+    def _refuse(self, refusal: Refusal) -> None:
+        """Read no further; answer what came before, then this.
+
+        Who reads a refusal must be able to take it for the answer to the first request that has no other: were it
+        written while a payment is under way, it would be taken for the payment's.
+        """
+        self._refusal = refusal
+        newest = self._newest_unanswered()
+        if newest is not None and newest.more_body:  # then what is refused is its body
+            if self.pipeline:
+                self.pipeline.popleft()
+            else:
+                newest.disconnected = True
+                newest.message_event.set()
+                if newest.response_started:
+                    self.transport.close()
+                newest = None
+        if newest is None:
+            self._send_refusal(refusal)
+
+    def _newest_unanswered(self) -> RequestResponseCycle | None:
+        """Return the request that is answered last, unless all are answered."""
+        newest = cast("RequestResponseCycle | None", self.cycle)
+        return None if newest is None or newest.response_complete else newest
+
+    def _send_refusal(self, refusal: Refusal) -> None:
+        if self.transport.is_closing():
+            return
+        request_id = new_id().hex
+        status = HTTPStatus(refusal.status_code)
+        logger.info("what is no HTTP request was answered %d", status, extra={"request_id": request_id})
+        content = msgspec.json.encode({"error": refusal.error})
+        head = [
+            f"HTTP/1.1 {status} {status.phrase}",
+            "content-type: application/json",
+            f"content-length: {len(content)}",
+            f"x-request-id: {request_id}",
+            "connection: close",
+        ]
+        self.transport.write("\r\n".join([*head, "", ""]).encode() + content)
+        if not self.transport.can_write_eof():
+            self.transport.close()
+            return
+        # A caller that still sends would be reset, and lose what it has not read yet.
+        self._gathering.flush()
+        self.transport.write_eof()
+        self._unset_keepalive_if_required()
+        self.loop.call_later(_LINGER_S, self.transport.close)

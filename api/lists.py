@@ -119,8 +119,12 @@ class Lists:
 
         return Stream(
             stream(),
+            status_code=200,
             media_type=writer.media_type,
-            headers={"Content-Disposition": f'attachment; filename="{listing.name}.{writer.suffix}"'},
+            headers={
+                "Cache-Control": "no-store",
+                "Content-Disposition": f'attachment; filename="{listing.name}.{writer.suffix}"',
+            },
         )
 
     async def _end(self, parts: Any) -> None:

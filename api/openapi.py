@@ -319,6 +319,7 @@ def _create_batch() -> _Json:
             responses.INSUFFICIENT_BALANCE,
             responses.UNAUTHORIZED,
             responses.PAYOUTS_DISABLED,
+            responses.REQUEST_TIMEOUT,
             responses.BODY_TOO_LARGE,
             responses.IDEMPOTENCY_KEY_REUSED,
             responses.TOO_MANY_REQUESTS,
@@ -449,7 +450,11 @@ def _responses(
         texts.setdefault(refusal.status_code, {})[_example_name(refusal.error)] = {"error": refusal.error}
         names.setdefault(refusal.status_code, []).append(_reference("Error"))
         response_headers.setdefault(refusal.status_code, {}).update(
-            {name: _header(_HEADER_TEXTS[name], {"type": "string"}) for name in refusal.headers}
+            {
+                name: _header(_HEADER_TEXTS[name], {"type": "string"})
+                for name in refusal.headers
+                if name in _HEADER_TEXTS
+            }
         )
     if field_errors is not None:
         texts.setdefault(400, {})["FieldErrors"] = field_errors

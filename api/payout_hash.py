@@ -9,6 +9,7 @@ from litestar.handlers import HTTPRouteHandler
 from sqlalchemy import Connection
 
 from api import documents, responses
+from api.bodies import read_body
 from api.calls import AnyRequest, DatabaseThreads
 from api.dispatcher import TooManyWaitingError
 from api.lists import make_page
@@ -48,7 +49,7 @@ def payout_hash_routes(threads: DatabaseThreads) -> list[HTTPRouteHandler]:
 
 async def _answer(threads: DatabaseThreads, request: AnyRequest, work: Work) -> AnyResponse:
     """Find the user whose hash was sent, then answer with what `work` makes of (connection, user, body's fields)."""
-    body = await request.body()
+    body = await read_body(request)
     fields = parse_object(body) if body.strip() else {}
     hash_ = _find_hash(request, {} if isinstance(fields, NotAnObject) else fields)
     if not isinstance(hash_, str) or not _HASH.match(hash_):

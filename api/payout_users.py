@@ -9,6 +9,7 @@ from litestar.handlers import HTTPRouteHandler
 from sqlalchemy import Connection
 
 from api import documents, responses
+from api.bodies import read_body
 from api.calls import AnyRequest, BusinessCalls
 from api.lists import Listing, Lists
 from api.parameters import Parameters, users_cursor
@@ -39,7 +40,7 @@ def payout_user_routes(calls: BusinessCalls, lists: Lists) -> list[HTTPRouteHand
     async def get_or_update_user(request: AnyRequest, user_id: str) -> AnyResponse:
         if request.method == "GET":
             return await calls.answer(request, lambda connection, business_id: _get(connection, business_id, user_id))
-        body = await request.body()
+        body = await read_body(request)
         return await calls.answer(
             request, lambda connection, business_id: _update(connection, business_id, user_id, body)
         )

@@ -25,9 +25,6 @@ from core.messages import Allocation
 
 PATH = "/payout/create"
 
-_BROKEN_OFF = Refusal(400, "Bad request")
-"""For the log: nobody is there to be told."""
-
 
 class Paid(NamedTuple):
     """What is answered 201."""
@@ -65,7 +62,7 @@ def make_create_payout(
             await responses.send_json(send, 400, answer)
 
     async def decide(scope: Any, receive: Receive, note: RequestNote) -> Paid | FieldErrors | Refusal:
-        headers = _first_of_each(scope["headers"])
+        headers = _join_alike(scope["headers"])
         identity = await authenticator.identify(headers.get(b"authorization", b"").decode("latin-1"))
         if identity is None:
             return responses.UNAUTHORIZED
@@ -140,12 +137,16 @@ def put_first(create_payout: ASGIApp, app: ASGIApp) -> ASGIApp:
     return choose
 
 
-def _first_of_each(headers: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
-    """Return the headers by their names in lower case, as ASGI has them; of several alike, the first."""
-    first: dict[bytes, bytes] = {}
+def _join_alike(headers: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
+    """Return the headers by their names in lower case, as ASGI has them; several alike are one list (RFC 9110, 5.3).
+
+    No list is a good `Authorization` or `Idempotency-Key`: which of two is meant, nobody can know.
+    """
+    joined: dict[bytes, bytes] = {}
     for name, value in headers:
-        first.setdefault(name, value)
-    return first
+        if (first := joined.setdefault(name, value)) is not value:
+            joined[name] = first + b", " + value
+    return joined
 
 
 async def _read(receive: Receive, max_bytes: int) -> bytes | Refusal:
@@ -155,7 +156,7 @@ async def _read(receive: Receive, max_bytes: int) -> bytes | Refusal:
     while True:
         message = await receive()
         if message["type"] != "http.request":
-            return _BROKEN_OFF
+            return responses.BAD_REQUEST  # for the log: nobody is there to be told
         part = message.get("body", b"")
         size += len(part)
         if size > max_bytes:

@@ -47,10 +47,13 @@ NOT_AN_OBJECT = Refusal(400, "The request body must be a JSON object.")
 IDEMPOTENCY_KEY_MALFORMED = Refusal(400, "Idempotency-Key must be 1 to 255 visible ASCII characters")
 IDEMPOTENCY_KEY_REUSED = Refusal(422, "Idempotency-Key was already used with different parameters")
 INSUFFICIENT_BALANCE = Refusal(400, "Insufficient payout balance")
+BAD_REQUEST = Refusal(400, "Bad request")
 NOT_FOUND = Refusal(404, "Not found")
 METHOD_NOT_ALLOWED = Refusal(405, "Method not allowed")
+REQUEST_TIMEOUT = Refusal(408, "Request timeout", {"Connection": "close"})
 BODY_TOO_LARGE = Refusal(413, "Request body too large")
 TOO_MANY_REQUESTS = Refusal(429, "Too many requests", {"Retry-After": "1"})
+HEAD_TOO_LARGE = Refusal(431, "Request header fields too large")
 INTERNAL_ERROR = Refusal(500, "Internal server error")
 
 REFUSAL_BY_OUTCOME: dict[Outcome, Refusal] = {

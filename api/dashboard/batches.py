@@ -1,6 +1,5 @@
 """Payout batches: a file is uploaded, checked and shown, and only then accepted; then its progress and its rows."""
 
-import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from sqlalchemy import Connection
 
 from api.batch_intake import BatchIntake
 from api.batches import UPLOAD_TIMEOUT_S, results_listing
+from api.bodies import read_body
 from api.dashboard.exports import export_csv
 from api.dashboard.forms import BODY_MAX_BYTES as FORM_MAX_BYTES
 from api.dashboard.forms import Form, check_origin, parse_upload, read_fields
@@ -143,7 +143,7 @@ class _Taking:
             raise TooManyWaitingError
         self._under_way += 1
         try:
-            body = await asyncio.wait_for(request.body(), UPLOAD_TIMEOUT_S)
+            body = await read_body(request, UPLOAD_TIMEOUT_S)
             found = await self._intake.run(lambda check_time: self._check(request, session, visit, body, check_time))
             if isinstance(found, _Checked):
                 await self._uploads.keep(session.account_id, found.sealed)

@@ -12,6 +12,7 @@ from uuid import UUID
 import multipart
 from litestar import Request
 
+from api.bodies import read_body
 from core.ids import new_id
 from core.money import format_dollars
 
@@ -110,7 +111,7 @@ async def read_fields(request: AnyRequest) -> dict[str, str]:
         ForeignFormError: it is none that a page of ours would send.
 
     """
-    body = await request.body()
+    body = await read_body(request)
     try:
         pairs = parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=_FIELDS_MAX, errors="strict")
     except ValueError:

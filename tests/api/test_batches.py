@@ -382,6 +382,16 @@ def test_an_upload_that_breaks_off_is_not_taken_for_a_shorter_one(
     assert count_batches(system, account) == 1
 
 
+@pytest.mark.parametrize("accept", ["application/json", CSV_TYPE, NDJSON_TYPE])
+def test_lists_are_answered_200_and_kept_by_nobody(client: httpx.Client, account: Account, accept: str) -> None:
+    batch_id = send(client, account, ROWS).json()["id"]
+    for path in (PATH, f"{PATH}/{batch_id}/results"):
+        response = client.get(path, headers=account.headers | {"Accept": accept})
+        assert response.status_code == 200
+        assert response.headers["content-type"].startswith(accept)
+        assert response.headers["cache-control"] == "no-store"
+
+
 # Idempotency keys
 
 

@@ -1,6 +1,7 @@
 """POST /payout/create, over HTTP, on the real parts: every row of the contract's tables."""
 
 import random
+import socket
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -40,6 +41,10 @@ NOT_JSON = b"amount=1"
 
 def post(client: httpx.Client, account: Account, body: bytes, headers: dict[str, str] | None = None) -> httpx.Response:
     return client.post("/payout/create", content=body, headers=account.headers | (headers or {}))
+
+
+def address_of(system: System) -> tuple[str, int]:
+    return "127.0.0.1", int(system.base_url.rsplit(":", 1)[1])
 
 
 def balance_of(database: Database, business_id: UUID) -> int:
@@ -799,3 +804,52 @@ def test_invalid_utf8_in_an_unknown_field_is_no_json(client: httpx.Client, accou
     body = b'{"email": "user@example.com", "amount": 1, "note": "\xff"}'
     response = client.post("/payout/create", content=body, headers=account.headers)
     assert (response.status_code, response.json()) == (400, {"error": "The request body must be a JSON object."})
+
+
+@pytest.mark.parametrize(
+    "behind", [b" ", b"\x16\x03\x01", b"POST / HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n"]
+)
+def test_what_is_no_http_behind_a_payment_is_not_taken_for_its_answer(
+    system: System, account: Account, behind: bytes
+) -> None:
+    head = f"POST /payout/create HTTP/1.1\r\nHost: t\r\nContent-Length: {len(GOOD)}\r\n"
+    head += f"Authorization: {account.headers['Authorization']}\r\n\r\n"
+    with socket.create_connection(address_of(system), timeout=20) as connection:
+        connection.sendall(head.encode() + GOOD + behind)
+        connection.shutdown(socket.SHUT_WR)
+        answers = b"".join(iter(lambda: connection.recv(65_536), b""))
+    first, _, rest = answers.partition(b"HTTP/1.1 400 Bad Request")
+    assert first.startswith(b"HTTP/1.1 201 Created")
+    assert b"x-request-id" in rest
+    assert rest.endswith(b'{"error":"Bad request"}')
+    assert read_history(system.database, account.business.id) == {"user@example.com": (1, 1)}
+
+
+def test_client_that_offers_http_2_is_served(system: System, account: Account) -> None:
+    offer = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c", "HTTP2-Settings": "AAMAAABkAAQAAP__"}
+    with system.client() as client:
+        answers = [post(client, account, GOOD, offer) for _ in range(3)]
+        batch = client.post(
+            "/payout/batches", json={"allocations": [{"email": "a@b.co", "amount": 1}]}, headers=account.headers | offer
+        )
+    assert [answer.status_code for answer in [*answers, batch]] == [201, 201, 201, 202]
+
+
+def test_two_keys_are_none(system: System, account: Account) -> None:
+    with system.client() as client:
+        for path, content in (
+            ("/payout/create", GOOD),
+            ("/payout/batches", b'{"allocations": [{"email": "a@b.co", "amount": 1}]}'),
+        ):
+            key = ("Authorization", account.headers["Authorization"])
+            twice = client.post(
+                path, content=content, headers=[key, ("Idempotency-Key", "a"), ("Idempotency-Key", "b")]
+            )
+            assert (twice.status_code, twice.json()) == (
+                400,
+                {"error": "Idempotency-Key must be 1 to 255 visible ASCII characters"},
+            )
+            assert client.post(path, content=content, headers=[key, key]).status_code == 401
+            odd = client.post(path, content=content, headers={b"Authorization": key[1].encode() + b"\xa0"})
+            assert odd.status_code == 401
+    assert read_history(system.database, account.business.id) == {}

@@ -1,6 +1,7 @@
-"""What uvicorn writes through our transport arrives whole, in order, and at its reader's pace."""
+"""What uvicorn reads is what was asked; what it writes arrives whole, in order, and at its reader's pace."""
 
 import asyncio
+import json
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
@@ -10,7 +11,7 @@ import pytest
 import uvicorn
 import uvloop
 
-from api.http_protocol import HELD_BYTES_MAX, HTTPProtocol
+from api.http_protocol import HEAD_BYTES_MAX, HELD_BYTES_MAX, HTTPProtocol
 
 App = Callable[[Any, Any, Any], Awaitable[None]]
 Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -177,3 +178,184 @@ async def test_long_answer_goes_at_its_readers_pace() -> None:
             assert await asyncio.wait_for(reader.readexactly(len(chunk)), 10) == chunk
         writer.close()
     assert sent == count
+
+
+class Slow:
+    """Answers with path and body, a while after it was asked; keeps what it was asked, and what broke off."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, bytes, dict[str, str]]] = []
+        self.broken_off = 0
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        body = b""
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                self.broken_off += 1
+                return
+            body += message["body"]
+            if not message["more_body"]:
+                break
+        self.asked.append((scope["path"], body, {name.decode(): value.decode() for name, value in scope["headers"]}))
+        await asyncio.sleep(0.01)
+        await answer(send, scope["path"].encode() + b" " + body)
+
+
+def post(path: str, body: bytes, *headers: str) -> bytes:
+    head = [f"POST {path} HTTP/1.1", "Host: test", f"Content-Length: {len(body)}", *headers, "", ""]
+    return "\r\n".join(head).encode() + body
+
+
+async def exchange(port: int, *segments: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    for number, segment in enumerate(segments):
+        if number:
+            await asyncio.sleep(0.003)
+        writer.write(segment)
+    return reader, writer
+
+
+async def read_refusal(reader: asyncio.StreamReader, status: bytes = b"400 Bad Request") -> None:
+    """Read the last that a connection brings."""
+    head, _, body = (await asyncio.wait_for(reader.read(), 10)).partition(b"\r\n\r\n")
+    first, *headers = head.split(b"\r\n")
+    assert first == b"HTTP/1.1 " + status
+    assert {header.partition(b":")[0] for header in headers} == {
+        b"content-type", b"content-length", b"x-request-id", b"connection",
+    }  # fmt: skip
+    assert f"content-length: {len(body)}".encode() in headers
+    assert set(json.loads(body)) == {"error"}
+
+
+NO_REQUEST = [
+    b" ",
+    b"x",
+    b"\x16\x03\x01",
+    b"\x0c\r\n",
+    b"GET /late HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+    b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+]
+
+
+@on_each_loop
+async def test_what_is_no_request_is_refused_behind_the_answers_that_are_owed() -> None:
+    async with serving(Slow()) as port:
+        for bad in NO_REQUEST:
+            asked = [post(f"/{number}", b"body") for number in range(3)]
+            for segments in ([asked[0] + bad], [asked[0], bad], [b"".join(asked) + bad], [*asked, bad], [bad]):
+                reader, writer = await exchange(port, *segments)
+                for number in range(b"".join(segments).count(b"POST")):
+                    assert await read_answer(reader) == f"/{number} body".encode(), (bad, segments)
+                await read_refusal(reader)
+                writer.close()
+
+
+@on_each_loop
+async def test_request_whose_body_is_broken_is_refused_once_and_never_carried_out() -> None:
+    app = Slow()
+    chunked = b"POST /chunked HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n"
+    async with serving(app) as port:
+        for number, segments in enumerate([[chunked + b"nonsense\r\n"], [chunked, b"nonsense\r\n"]]):
+            reader, writer = await exchange(port, *segments)
+            await read_refusal(reader)
+            writer.close()
+            reader, writer = await exchange(port, post("/first", b"1") + segments[0], *segments[1:])
+            assert await read_answer(reader) == b"/first 1"
+            await read_refusal(reader)
+            writer.close()
+            assert [path for path, _, _ in app.asked] == ["/first"] * (number + 1)
+        # What waits for its body in turn has never begun.
+        assert app.broken_off == 2
+
+
+@on_each_loop
+async def test_offers_of_another_protocol_are_ignored() -> None:
+    h2c = ["Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQAAP__"]
+    websocket = ["Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: AA=="]
+    as_request = post("/smuggled", b"")
+    app = Slow()
+    async with serving(app) as port:
+        for offer in (h2c, websocket):
+            chunked = "\r\n".join(["POST /chunked HTTP/1.1", *offer, "Transfer-Encoding: chunked", "", ""]).encode()
+            chunks = b"2\r\nab\r\n3\r\ncde\r\n0\r\n\r\n"
+            sent = {
+                post("/whole", b"hello", *offer): b"/whole hello",
+                post("/hidden", as_request, *offer): b"/hidden " + as_request,
+                chunked + chunks: b"/chunked abcde",
+                request("/nothing", *offer): b"/nothing ",
+                post("/plain", b"plain"): b"/plain plain",
+            }
+            for whole, expected in sent.items():
+                end = whole.index(b"\r\n\r\n") + 4
+                for cut in (end, end + 1, end - 1, end - 3, 10):
+                    reader, writer = await exchange(port, *[part for part in (whole[:cut], whole[cut:]) if part])
+                    assert await read_answer(reader) == expected
+                    writer.write(post("/next", b"n"))  # on the same connection
+                    assert await read_answer(reader) == b"/next n"
+                    writer.close()
+            reader, writer = await exchange(port, b"".join(sent) * 3)
+            for expected in [*sent.values()] * 3:
+                assert await read_answer(reader) == expected
+            writer.close()
+            reader, writer = await exchange(port, post("/last", b"bye", *offer, "Connection: close, upgrade"))
+            assert await read_answer(reader) == b"/last bye"
+            assert await reader.read() == b""
+            writer.close()
+    assert not any(path == "/smuggled" for path, _, _ in app.asked)
+
+
+@on_each_loop
+async def test_trailers_are_no_headers() -> None:
+    app = Slow()
+    head = b"POST /chunked HTTP/1.1\r\nTransfer-Encoding: chunked\r\nTrailer: Authorization\r\n\r\n"
+    end = b"0\r\nAuthorization: Bearer trailing\r\nExpect: 100-continue\r\n\r\n"
+    async with serving(app) as port:
+        for segments in (
+            [head + b"2\r\nab\r\n" + end + request("/next")],
+            [head, b"2\r\nab\r\n" + end, request("/next")],
+        ):
+            reader, writer = await exchange(port, *segments)
+            assert await read_answer(reader) == b"/chunked ab"
+            assert await read_answer(reader) == b"/next "
+            writer.close()
+    assert len(app.asked) == 4
+    assert not any("authorization" in headers for _, _, headers in app.asked)
+
+
+@on_each_loop
+async def test_heads_have_a_limit_and_bodies_have_none_here() -> None:
+    async with serving(Slow()) as port:
+        fits, too_long = f"X-A: {'a' * (HEAD_BYTES_MAX - 200)}", f"X-A: {'a' * HEAD_BYTES_MAX}"
+        many = [f"X-{number}: {number}" for number in range(10_000)]
+        body = b"b" * (1 << 20)
+        reader, writer = await exchange(port, post("/fits", body, fits))
+        assert await read_answer(reader) == b"/fits " + body
+        writer.write(b"".join(post(f"/{number}", b"b" * 1_000) for number in range(300)))
+        for number in range(300):
+            assert (await read_answer(reader)).startswith(f"/{number} ".encode())
+        writer.close()
+        trailing = b"POST /t HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\nX-A: "
+        for sent in (
+            [request("/long", too_long)],
+            [request("/many", *many)],
+            [request(f"/{'p' * HEAD_BYTES_MAX}")],
+            [request("/never", too_long)[:-4]] * 8,
+            [trailing, *[b"a" * 100_000] * 8],
+        ):
+            reader, writer = await exchange(port, post("/first", b"1"), *sent)
+            assert await read_answer(reader) == b"/first 1"
+            await read_refusal(reader, b"431 Request Header Fields Too Large")
+            writer.close()
+
+
+@on_each_loop
+async def test_caller_that_sends_nothing_more_gets_answers_that_take_a_while() -> None:
+    async with serving(Slow()) as port:
+        for count in (1, 3):
+            reader, writer = await exchange(port, b"".join(post(f"/{number}", b"body") for number in range(count)))
+            writer.write_eof()
+            for number in range(count):
+                assert await read_answer(reader) == f"/{number} body".encode()
+            assert await asyncio.wait_for(reader.read(), 1) == b""
+            writer.close()
