@@ -24,7 +24,7 @@ from core import api_keys, businesses, changes, payout_batches, payout_users
 from core.api_keys import ApiKey
 from core.audit import COMMAND_LINE
 from core.businesses import Business, BusinessError
-from core.credentials import KeyKind
+from core.credentials import KeyKind, Mode
 from core.database import Database, read_clock_us
 from core.day_sums import forget_sums
 from core.ids import IdKind, format_id, parse_id
@@ -56,7 +56,7 @@ def migrate(*, database: Database, as_json: bool) -> None:
 @click.command()
 @patient_admin_options
 def verify(*, database: Database, as_json: bool) -> None:
-    """Prove that the books balance; exit code 1 where they do not."""
+    """Prove that the books balance; exit code 1 where they do not, 2 where it could not be found out."""
     with database.snapshot() as connection:
         found = run_verification(connection)
     lines = [
@@ -354,7 +354,7 @@ def _print_user(found: PayoutUser, *, as_json: bool) -> None:
 
 def _describe_business(each: Business) -> list[str]:
     return [
-        f"{format_id(IdKind.BUSINESS, each.id)}  {each.name}",
+        f"{format_id(IdKind.BUSINESS, each.id)}  {each.name}{' (test mode)' if each.mode is Mode.TEST else ''}",
         f"  payout balance   {format_dollars(each.payout_balance)}",
         f"  reserved         {format_dollars(each.reserved_balance)}",
         f"  main balance     {format_dollars(each.balance)}",

@@ -5,7 +5,7 @@ from typing import Any
 import rich_click as click
 from sqlalchemy import Connection
 
-from api.admin_options import admin_options, find_business, format_time, print_document
+from api.admin_options import admin_options, find_business, find_own_url, format_time, print_document
 from core import accounts, changes
 from core.accounts import AccountError, Invitation, Member, Role
 from core.audit import COMMAND_LINE
@@ -34,11 +34,16 @@ def member() -> None:
     help="Viewers see, admins change.",
 )
 @click.option(
-    "--url", envvar="PAYOUTS_URL", default=_DEFAULT_URL, show_default=True, help="Server of the link; or $PAYOUTS_URL."
+    "--url",
+    envvar="PAYOUTS_URL",
+    help=f"Server of the link; or $PAYOUTS_URL, which `payouts up` leaves; or else {_DEFAULT_URL}.",
 )
 @admin_options
-def member_invite(business_ref: str, email: str, role: str, url: str, *, database: Database, as_json: bool) -> None:
+def member_invite(
+    business_ref: str, email: str, role: str, url: str | None, *, database: Database, as_json: bool
+) -> None:
     """Invite an e-mail to a business, by a link that works once and for a week; it is shown this once."""
+    url = url or find_own_url() or _DEFAULT_URL
     if not url.startswith(("http://", "https://")):
         text = f"{url!r} is not a URL that starts with http:// or https://."
         raise click.BadParameter(text, param_hint="--url")

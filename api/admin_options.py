@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from functools import wraps
@@ -18,7 +19,7 @@ from core import businesses
 from core.businesses import Business, BusinessError
 from core.database import Database, describe_error
 from core.errors import UserError
-from core.ids import IdKind, parse_id
+from core.ids import IdKind, format_id, parse_id
 from core.logs import Logs
 from core.revision import explain, wait_until_reachable
 from core.settings import load_database_url, load_startup_timeout_s, variable_name, warn_of_unknown_variables
@@ -53,8 +54,11 @@ def admin_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def patient_admin_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the same to a command that writes no history, and whose transaction may take any time."""
-    return _add_options(command, None)
+    """Add the same to a command that writes no history, and whose transaction may take any time.
+
+    Where it does not come to a result, its exit code is 2, or 130 at Ctrl-C.
+    """
+    return _add_options(command, None, exit_code=2)
 
 
 def waiting_admin_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -63,7 +67,7 @@ def waiting_admin_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _add_options(
-    command: Callable[..., None], transaction_timeout_s: float | None, *, waits: bool = False
+    command: Callable[..., None], transaction_timeout_s: float | None, *, waits: bool = False, exit_code: int = 1
 ) -> Callable[..., None]:
     @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
     @click.option(
@@ -80,7 +84,14 @@ def _add_options(
                     wait_until_reachable(database, load_startup_timeout_s())
                 command(*args, database=database, **kwargs)
             except sa.exc.SQLAlchemyError as error:
-                raise DatabaseCommandError(_explain(error, database, data_dir)) from None
+                failed = DatabaseCommandError(_explain(error, database, data_dir))
+                failed.exit_code = exit_code
+                raise failed from None
+            except KeyboardInterrupt:
+                if exit_code == 1:
+                    raise
+                click.echo("Aborted.", err=True)
+                sys.exit(130)
 
     return wrapper
 
@@ -100,6 +111,16 @@ def _open_database(data_dir: Path | None, transaction_timeout_s: float | None) -
     return Database(url, transaction_timeout_s=transaction_timeout_s, pooler=pooler)
 
 
+def find_own_url() -> str | None:
+    """Return where `payouts up` serves the database of the command that runs; None where it is another's."""
+    context = click.get_current_context()
+    assert context is not None  # noqa: S101 (a command runs)
+    data_dir: Path | None = context.params.get("data_dir")
+    if not _is_embedded(data_dir):
+        return None
+    return DataDir(data_dir or DEFAULT_DATA_DIR).read_settings().get("PAYOUTS_URL")
+
+
 def print_document(document: Document, lines: Iterator[str] | list[str], *, as_json: bool) -> None:
     """Print one JSON document, or lines for people."""
     if as_json:
@@ -113,16 +134,21 @@ def find_business(connection: Connection, reference: str) -> Business:
     """Return the business that a command names by its id or its name.
 
     Raises:
-        BusinessError: there is none.
+        BusinessError: there is none, or several have the name.
 
     """
     id_ = parse_id(IdKind.BUSINESS, reference)
-    found = businesses.find_business(connection, id_) if id_ else None
-    found = found or businesses.find_business_by_name(connection, reference)
-    if found is None:
+    if id_ and (found := businesses.find_business(connection, id_)):
+        return found
+    named = businesses.find_businesses_by_name(connection, reference)
+    if len(named) > 1:
+        ids = ", ".join(format_id(IdKind.BUSINESS, each.id) for each in named)
+        text = f"Several businesses have the name {reference!r}; name one by its id: {ids}."
+        raise BusinessError(text)
+    if not named:
         text = f"There is no business with the id or name {reference!r}."
         raise BusinessError(text)
-    return found
+    return named[0]
 
 
 def format_time(value: datetime) -> str:

@@ -2,9 +2,11 @@
 
 import asyncio
 import logging
+import signal
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -212,7 +214,7 @@ def create_app_from_environment() -> ASGIApp:
         warn_of_unknown_variables()
         settings = load_settings()
         Logs.configure("web", log_format=settings.log_format, log_level=settings.log_level)
-        with create_celery(settings) as celery:
+        with _ending_at_signals(), create_celery(settings) as celery:
             wait_for_servers(celery, settings)
     except UserError as error:
         sys.stderr.write(f"{error}\n")
@@ -220,6 +222,24 @@ def create_app_from_environment() -> ASGIApp:
     recent_requests = RecentRequests(settings)
     app = create_app(settings, recent_requests, with_traces=is_wanted())
     return add_request_log(app, settings, recent_requests)
+
+
+@contextmanager
+def _ending_at_signals() -> Iterator[None]:
+    """End the process at once at Ctrl-C or SIGTERM: uvicorn only notes them until it serves."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, _: object) -> None:
+        sys.exit(128 + number)
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def add_request_log(app: Application, settings: Settings, recent_requests: RecentRequests) -> ASGIApp:

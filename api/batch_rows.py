@@ -28,7 +28,7 @@ from core.payout_batches import REFERENCE_MAX_CHARACTERS, ROWS_MAX, BatchRow
 ROWS_REPORTED_MAX = 100
 _CHECK_TIME_EVERY = 1_000
 _COLUMNS = ("email", "amount", "reference")
-_INTEGER = re.compile(r"[+-]?[0-9]{1,100}\Z")
+_INTEGER = re.compile(r"[+-]?[0-9]+\Z")
 _DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 
 

@@ -209,8 +209,13 @@ _DATABASE_ERRORS_BY_TEXT = {
         "raise max_connections, or run fewer processes",
     ),
     "starting up": ("it is starting", "wait until it is up"),
-    "could not translate host": ("its host is not known", "correct the host in {url}"),
-    "resolve host": ("its host is not known", "correct the host in {url}"),
+}
+_NO_CONNECTION_BY_TEXT = {
+    "could not translate host": "its host is not known",
+    "resolve host": "its host is not known",
+    "connection refused": "connection refused",
+    "no such file": "its socket is not there",
+    "timeout": "it does not answer in time",
 }
 
 
@@ -222,7 +227,8 @@ def _explain_database_error(error: Exception, place: str) -> tuple[str, str]:
         if words in said:
             return f"PostgreSQL at {place} answers, but {reason}", fix.format(url=variable)
     fix = f"start PostgreSQL, or correct {variable}; look for a firewall in between"
-    return f"PostgreSQL at {place} cannot be reached ({describe_error(error)})", fix
+    reason = next((reason for words, reason in _NO_CONNECTION_BY_TEXT.items() if words in said), describe_error(error))
+    return f"PostgreSQL at {place} cannot be reached: {reason}", fix
 
 
 def _examine_database(connection: Connection, place: str, connect_s: float) -> list[Finding]:

@@ -17,7 +17,7 @@ from core.ids import IdKind, parse_id
 LIMIT_DEFAULT = 25
 LIMIT_MAX = 100
 
-_INTEGER = re.compile(r"-?[0-9]{1,100}\Z")
+_INTEGER = re.compile(r"-?[0-9]+\Z")
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}\Z")
 # RFC 3339. In a query, a `+` that was not encoded arrives as a space.
 _TIME = re.compile(

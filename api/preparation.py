@@ -1,6 +1,7 @@
 """What `payouts up` does with SQLAlchemy and Alembic, which take long to import."""
 
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -10,7 +11,7 @@ from core import accounts, changes
 from core.accounts import Role
 from core.api_keys import find_secret_keys
 from core.audit import COMMAND_LINE
-from core.businesses import Business, find_business_by_name
+from core.businesses import Business, find_businesses_by_name
 from core.credentials import KeyKind, digest_of
 from core.database import Database, describe_error
 from core.errors import UserError
@@ -38,11 +39,17 @@ class DemoAccess:
     """None where somebody has changed it."""
 
 
-def prepare_database(settings: Settings, data_dir: DataDir) -> DemoAccess:
-    """Migrate, and return what opens the demo business, which is created the first time."""
+def prepare_database(settings: Settings, data_dir: DataDir, is_to_end: Callable[[], bool]) -> DemoAccess:
+    """Migrate, and return what opens the demo business, which is created the first time.
+
+    Raises:
+        UserError: the database cannot be reached, or not be used.
+        WaitingEndedError: it is to end, and the database was not there yet.
+
+    """
     try:
         with Database(settings.database_url, transaction_timeout_s=None, pooler=settings.database_pooler) as database:
-            wait_until_reachable(database, settings.startup_timeout_s)
+            wait_until_reachable(database, settings.startup_timeout_s, is_to_end)
             migrate(database)
             demo, key = _find_or_make_demo(database, data_dir)
             return DemoAccess(key, DEMO_EMAIL, _find_or_make_password(database, data_dir, demo))
@@ -53,7 +60,7 @@ def prepare_database(settings: Settings, data_dir: DataDir) -> DemoAccess:
 
 def _find_or_make_demo(database: Database, data_dir: DataDir) -> tuple[Business, str]:
     with database.transaction() as connection:
-        demo = find_business_by_name(connection, DEMO_NAME)
+        demo = next(iter(find_businesses_by_name(connection, DEMO_NAME)), None)
         if demo is None:
             demo = changes.create_business(connection, COMMAND_LINE, DEMO_NAME, payouts_enabled=True)
             changes.fund_business(connection, COMMAND_LINE, demo.id, DEMO_FUNDS_CENTS)

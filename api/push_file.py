@@ -122,7 +122,7 @@ def check_upload(
 
     Every thousand rows, `check_time` may raise to end it.
     """
-    checker = _Checker(in_dollars=in_dollars, dollars_hint="in the form above")
+    checker = _Checker(in_dollars=in_dollars, dollars_hint="in the form below")
     for count in checker.add_all(Path(name), BufferedReader(BytesIO(body))):
         if count % _CHECK_TIME_EVERY == 1:
             check_time()
@@ -165,7 +165,7 @@ def _read_csv(lines: Iterator[str]) -> Iterator[tuple[int, _Fields | str]]:
         try:
             cells = next(reader, None)
         except csv.Error as error:
-            raise FileError(f"Line {line} is not CSV: {error}.") from None  # noqa: EM102
+            raise FileError(f"Line {line} is not CSV: {_describe_csv_error(error)}.") from None  # noqa: EM102
         if cells is None:
             break
         if len(cells) <= 1 and not "".join(cells).strip():
@@ -341,3 +341,9 @@ def split(rows: list[PushRow], limits: PushLimits) -> list[Part]:
         Part(number, len(starts), first, end, f"push-{digest.hexdigest()}-{number}-of-{len(starts)}")
         for number, (first, end) in enumerate(itertools.pairwise([*starts, len(rows)]), 1)
     ]
+
+
+def _describe_csv_error(error: csv.Error) -> str:
+    """Say what is wrong; of one mistake, Python speaks to programmers."""
+    text = str(error)
+    return "lines end in LF or CR LF, not in CR alone" if text.startswith("new-line character") else text

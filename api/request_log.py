@@ -13,6 +13,7 @@ import msgspec
 from litestar.types import ASGIApp, Message, Receive, Send
 
 from api.request_id import NAME, choose_request_id
+from core.credentials import Mode
 from core.database import describe_error
 from core.ids import IdKind, format_id
 from core.logs import LineWriter, about, format_time
@@ -62,7 +63,7 @@ class Paths:
 
     def __init__(self, routes: Iterable[str]) -> None:
         self._own = set(routes)
-        self._words = {word for route in self._own for word in route.split("/")}
+        self._words = {word for route in self._own for word in route.split("/")} | set(Mode)
 
     def are_own(self, path: str) -> bool:
         """Tell whether a path is, letter by letter, that of a route."""

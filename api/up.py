@@ -29,6 +29,7 @@ from core.settings import (
     variable_name,
     warn_of_unknown_variables,
 )
+from core.startup import WaitingEndedError
 
 PROCFILE = Path(__file__).resolve().parent.parent / "Procfile"
 _DATABASE_URL = variable_name("database_url")
@@ -80,7 +81,11 @@ def run_up(host: str, port: int, data_path: Path, *, with_flower: bool = True) -
         # The processes take seconds to import what they need, and the web process waits for the migrations.
         from api import preparation
 
-        demo = preparation.prepare_database(settings, data_dir)
+        try:
+            demo = preparation.prepare_database(settings, data_dir, stop_asked.is_set)
+        except WaitingEndedError:
+            print_line("Stopping …")
+            return
         base_url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         data_dir.write_settings(variables | {"PAYOUTS_URL": base_url})
         _wait_until_ready(base_url, supervisor, stop_asked)

@@ -80,11 +80,10 @@ def find_business(connection: Connection, business_id: UUID) -> Business | None:
     return None if row is None else _business(row)
 
 
-def find_business_by_name(connection: Connection, name: str) -> Business | None:
-    """Return the oldest live business with exactly this name."""
+def find_businesses_by_name(connection: Connection, name: str) -> list[Business]:
+    """Return the live businesses with exactly this name, oldest first."""
     query = businesses.select().where(businesses.c.mode == Mode.LIVE, businesses.c.name == name)
-    row = connection.execute(query.order_by(businesses.c.id).limit(1)).one_or_none()
-    return None if row is None else _business(row)
+    return [_business(row) for row in connection.execute(query.order_by(businesses.c.id))]
 
 
 def list_businesses(connection: Connection) -> list[Business]:

@@ -30,7 +30,10 @@ def create_business(connection: Connection, actor: Actor, name: str, *, payouts_
 
 
 def set_payouts_enabled(connection: Connection, actor: Actor, business_id: UUID, *, enabled: bool) -> Business:
-    """Switch payouts on or off; it holds from the commit on."""
+    """Switch payouts on or off; it holds from the commit on. What is so already is no change."""
+    before = businesses.get_business(connection, business_id)
+    if before.payouts_enabled == enabled:
+        return before
     changed = businesses.set_payouts_enabled(connection, business_id, enabled=enabled)
     record(connection, business_id, actor, Action.PAYOUTS_ENABLED if enabled else Action.PAYOUTS_DISABLED)
     return changed
@@ -102,13 +105,17 @@ def roll_api_key(
 def revoke_api_key(connection: Connection, actor: Actor, business_id: UUID | None, api_key_id: UUID) -> ApiKey:
     """Revoke a key: it moves no money from the commit on. Only an administrator names no business.
 
+    What is revoked already stays as it is.
+
     Raises:
         NoSuchApiKeyError: the business has no such key.
 
     """
     _check_owner(connection, business_id, api_key_id)
+    before = api_keys.get_api_key(connection, api_key_id)
     revoked = api_keys.revoke_api_key(connection, api_key_id)
-    _record_key(connection, actor, Action.KEY_REVOKED, revoked)
+    if revoked.revoked_at != before.revoked_at:
+        _record_key(connection, actor, Action.KEY_REVOKED, revoked)
     return revoked
 
 
@@ -116,8 +123,9 @@ def set_user_status(
     connection: Connection, actor: Actor, business_id: UUID, user_id: UUID, status: UserStatus
 ) -> PayoutUser | None:
     """Activate or deactivate a payout user; return the user, or None where the business has no such user."""
+    before = payout_users.get_payout_user(connection, business_id, user_id)
     changed = payout_users.set_status(connection, business_id, user_id, status)
-    if changed is not None:
+    if changed is not None and changed != before:
         action = Action.USER_ACTIVATED if status is UserStatus.ACTIVE else Action.USER_DEACTIVATED
         subject = format_id(IdKind.PAYOUT_USER, user_id)
         record(connection, business_id, actor, action, subject, {"email": changed.email})

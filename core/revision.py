@@ -1,5 +1,7 @@
 """Which schema this version needs; without Alembic, which takes long to import."""
 
+from collections.abc import Callable
+
 import psycopg
 import sqlalchemy as sa
 from sqlalchemy import Connection
@@ -28,14 +30,15 @@ _REASONS = (
 """What may be said of the driver's text, which may hold more than it should."""
 
 
-def wait_until_reachable(database: Database, timeout_s: float) -> None:
+def wait_until_reachable(database: Database, timeout_s: float, is_to_end: Callable[[], bool] = lambda: False) -> None:
     """Wait until the database can be reached, with any schema.
 
     Raises:
         ServerNotReadyError: not within `timeout_s`.
+        WaitingEndedError: it is to end.
 
     """
-    wait_until_ready(lambda: _read(database)[1], timeout_s)
+    wait_until_ready(lambda: _read(database)[1], timeout_s, is_to_end)
 
 
 def find_schema_problem(database: Database) -> str | None:

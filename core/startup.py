@@ -18,16 +18,25 @@ class ServerNotReadyError(UserError):
     """A server cannot be reached, or not be used, within the time to wait."""
 
 
-def wait_until_ready(find_problem: Callable[[], str | None], timeout_s: float) -> None:
+class WaitingEndedError(Exception):
+    """Who waits was asked to stop."""
+
+
+def wait_until_ready(
+    find_problem: Callable[[], str | None], timeout_s: float, is_to_end: Callable[[], bool] = lambda: False
+) -> None:
     """Wait until there is no problem any more, with a line in the log now and then.
 
     Raises:
         ServerNotReadyError: not within `timeout_s`.
+        WaitingEndedError: it is to end.
 
     """
     started_at = time.monotonic()
     say_at = started_at + _SAY_FIRST_AFTER_S
     while problem := find_problem():
+        if is_to_end():
+            raise WaitingEndedError
         now = time.monotonic()
         if now >= started_at + timeout_s:
             text = f"{problem}; gave up after {timeout_s:g} s"

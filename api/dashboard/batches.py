@@ -220,7 +220,10 @@ class _Taking:
         if not content:
             return ["Choose a file that is not empty."]
         name = sent.file_names.get("file", "")[-_FILE_NAME_MAX_CHARACTERS:]
-        in_dollars = sent.values.get("unit") != "cents"
+        unit = sent.values.get("unit")
+        if unit not in {"dollars", "cents"}:
+            return ["Choose whether the amounts are in dollars or in cents."]
+        in_dollars = unit == "dollars"
         rows, mistakes = check_upload(
             name, content, in_dollars=in_dollars, mistakes_max=MISTAKES_SHOWN_MAX, check_time=check_time
         )

@@ -107,5 +107,13 @@ def _write_about(entry: Entry) -> str:
     if "role" in details:
         parts.append(f"as {details['role']}")
     if "grace_s" in details:
-        parts.append(f"the old one ends after {details['grace_s'] // 3600} h" if details["grace_s"] else "at once")
+        parts.append(f"the old one ends after {_show_seconds(details['grace_s'])}" if details["grace_s"] else "at once")
     return ", ".join(part for part in parts if part)
+
+
+def _show_seconds(seconds: int) -> str:
+    """Write a time in its units: `1 h 30 min`."""
+    hours, rest = divmod(seconds, 3600)
+    minutes, rest = divmod(rest, 60)
+    units = ((hours, "h"), (minutes, "min"), (rest, "s"))
+    return " ".join(f"{count} {unit}" for count, unit in units if count)

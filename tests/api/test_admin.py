@@ -19,6 +19,7 @@ from api.cli import main
 from api.data_dir import DataDir
 from core.api_keys import NAME_MAX_CHARACTERS, find_secret_keys, write_last_used
 from core.audit import list_entries
+from core.businesses import get_business
 from core.changes import accept_invitation
 from core.credentials import digest_of
 from core.database import Database
@@ -199,7 +200,7 @@ def test_unmigrated_database_asks_for_migrate(
     run: Run, servers: Servers, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
     monkeypatch.setenv("PAYOUTS_DATABASE_URL", servers.postgres_url)
-    run(*command.split()).assert_refused("payouts migrate")
+    run(*command.split()).assert_refused("payouts migrate", exit_code=2 if command == "verify" else 1)
 
 
 @pytest.mark.parametrize("command", ["business list", "migrate", "verify"])
@@ -208,7 +209,8 @@ def test_unreachable_database_is_one_line_without_the_password(
 ) -> None:
     monkeypatch.setenv("PAYOUTS_DATABASE_URL", UNREACHABLE)
     refused = run(*command.split(), "--json")
-    refused.assert_refused("cannot be reached")
+    # What the books are like, nobody knows then.
+    refused.assert_refused("cannot be reached", exit_code=2 if command == "verify" else 1)
     assert "hunter2" not in refused.stderr
 
 
@@ -784,11 +786,47 @@ def test_every_change_is_in_the_audit_log(payouts: Run, database: Database, acme
     assert ("key.created", key["id"], described) in read_log(database, acme)
 
 
+def test_what_is_so_already_leaves_no_entry(payouts: Run, database: Database, acme: dict[str, Any]) -> None:
+    add_user(database, acme, "user@example.com", 5)
+    key = payouts("key", "create", "ACME", "--json").document
+    changes = (
+        ("business", "disable", "ACME"),
+        ("user", "deactivate", "ACME", "user@example.com"),
+        ("key", "revoke", key["id"]),
+    )
+    first = [payouts(*change, "--json").document for change in changes]
+    before = read_log(database, acme)
+    assert [payouts(*change, "--json").document for change in changes] == first
+    assert read_log(database, acme) == before
+
+
 def test_what_is_refused_leaves_no_entry(payouts: Run, database: Database, acme: dict[str, Any]) -> None:
     before = read_log(database, acme)
     payouts("business", "fund", "ACME", str(10**18)).assert_refused("payout balance may not")
     payouts("member", "remove", "ACME", "nobody@example.com").assert_refused("There is no member")
     assert read_log(database, acme) == before
+
+
+def test_name_that_several_have_names_none(payouts: Run, acme: dict[str, Any]) -> None:
+    other = payouts("business", "create", "ACME", "--json").document
+    for words in (
+        ["business", "fund", "ACME", "7"],
+        ["business", "show", "ACME"],
+        ["member", "invite", "ACME", "a@b.co"],
+    ):
+        refused = payouts(*words)
+        refused.assert_refused("Several businesses have the name 'ACME'; name one by its id")
+        assert all(each["id"] in refused.stderr for each in (acme, other))
+    assert payouts("business", "fund", other["id"], "7", "--json").document["payout_balance"] == 7
+
+
+def test_test_twin_is_shown_as_one(payouts: Run, database: Database, acme: dict[str, Any]) -> None:
+    id_ = parse_id(IdKind.BUSINESS, acme["id"])
+    assert id_
+    with database.transaction() as connection:
+        twin_id = get_business(connection, id_).twin_id
+    assert " ACME (test mode)\n" in payouts("business", "show", format_id(IdKind.BUSINESS, twin_id)).stdout
+    assert " ACME\n" in payouts("business", "show", acme["id"]).stdout
 
 
 def test_main_balance_is_deposited(payouts: Run, acme: dict[str, Any]) -> None:

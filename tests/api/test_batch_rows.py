@@ -389,6 +389,7 @@ def test_a_row_that_is_no_object_is_refused(row: Any) -> None:
         ("-5", ["The {} must be at least 1."]),
         ("100000001", ["The {} may not be greater than 100000000."]),
         ("9" * 30, ["The {} may not be greater than 100000000."]),
+        ("9" * 20_000, ["The {} may not be greater than 100000000."]),
     ],
 )
 def test_an_amount_in_csv_is_an_integer_of_cents(amount: str, texts: list[str]) -> None:

@@ -113,10 +113,16 @@ def test_another_hash_secret_on_the_worker(servers: Servers, valkey: EmbeddedVal
 def test_the_database_is_away(system: System) -> None:
     report = examine(system, PAYOUTS_DATABASE_URL="postgresql://payouts:hush-hush@127.0.0.1:1/payouts")
     assert (report.exit_code, report.problems()) == (1, ["database"]), report.shown
-    assert "127.0.0.1:1 cannot be reached" in report["database"]["text"]
+    assert "127.0.0.1:1 cannot be reached: connection refused" in report["database"]["text"]
     assert report.status_of("schema") == "skipped"
     assert report.status_of("worker") == "ok"
     assert "hush-hush" not in report.shown
+
+
+def test_the_databases_host_does_not_exist(system: System) -> None:
+    report = examine(system, PAYOUTS_DATABASE_URL="postgresql://payouts:hush-hush@no-such-host.invalid/payouts")
+    assert (report.exit_code, report.problems()) == (1, ["database"]), report.shown
+    assert "cannot be reached: its host is not known" in report["database"]["text"]
 
 
 def test_the_database_does_not_exist(servers: Servers, system: System) -> None:

@@ -213,6 +213,7 @@ CSV_MISTAKES: list[tuple[str | bytes, str]] = [
     (b"email,amount\na@example.com,1\n\xff@example.com,1\n", "Line 3 is not valid UTF-8."),
     ("email,amount\na@example.com,1\n".encode("utf-16"), "Line 1 is not valid UTF-8."),
     ('email,amount\na@example.com,1\n"b@example.com,1\nc@example.com,1\n', "Line 3 is not CSV: "),
+    ("email,amount\ra@example.com,1\r", "Line 1 is not CSV: lines end in LF or CR LF, not in CR alone."),
     ("email,amount\na@example.com,1\nb@example.com,1,x\n", "Line 3: it has 3 cells, and there are 2 columns."),
     ("email,amount\na@example.com,1\n,\n", "Line 3: the email is missing; the amount is missing."),
     ("email,amount\na@example.com,0\n", "Line 2: the amount '0' is not from 1 to 100000000 cents."),

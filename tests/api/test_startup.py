@@ -2,9 +2,11 @@
 
 import os
 import secrets
+import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from api.embedded import find_free_port
 from tests.servers import HASH_SECRET, ROOT, Servers, run_valkey
 
 PROCFILE: dict[str, str] = parse_procfile((ROOT / "Procfile").read_text()).processes
-COMMANDS = PROCFILE | {"migrate": "payouts migrate", "list": "payouts business list", "up": "payouts up --port 0"}
+COMMANDS = PROCFILE | {"migrate": "payouts migrate", "list": "payouts business list", "up": "exec payouts up --port 0"}
 NOWHERE = "postgresql://user:db-password@127.0.0.1:1/name"
 PASSWORDS = ("db-password", "redis-password", HASH_SECRET)
 
@@ -96,6 +98,25 @@ def test_a_redis_beside_the_broker_is_waited_for_too(
     )
     assert ended.returncode == 1
     assert ended.stderr.splitlines()[-1].startswith("Redis at 127.0.0.1:1 cannot be reached: ")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("name", ["web", "worker", "up"])
+def test_who_waits_for_a_server_ends_when_asked_to(name: str, number: signal.Signals, tmp_path: Path) -> None:
+    process = start(name, tmp_path, NOWHERE, "redis://127.0.0.1:1")
+    try:
+        assert process.stderr is not None
+        while "waiting, for at most " not in (line := process.stderr.readline()):
+            assert line, "it ended by itself"
+        asked_at = time.monotonic()
+        process.send_signal(number)
+        _, rest = process.communicate(timeout=25)
+        assert time.monotonic() - asked_at < 10  # of the 30 s that it would wait
+        assert "gave up" not in rest
+        assert "Traceback" not in rest
+    finally:
+        process.kill()
+        process.wait()
 
 
 @pytest.mark.parametrize("name", ["worker", "beat", "flower"])

@@ -22,7 +22,7 @@ import pytest
 import sqlalchemy as sa
 
 from core.accounts import Role, check_password, list_memberships
-from core.businesses import find_business_by_name, get_business
+from core.businesses import find_businesses_by_name, get_business
 from core.database import Database
 from tests.servers import Servers
 
@@ -353,6 +353,13 @@ def test_admin_commands_find_the_default_data_dir(running: Up) -> None:
     assert json.loads(shown.stdout)["payouts_enabled"] is True
 
 
+def test_link_of_an_invitation_leads_to_what_is_served(running: Up) -> None:
+    invited = payouts("member", "invite", "Demo", "new@example.com", "--data-dir", str(running.data_dir), "--json")
+    link = json.loads(invited.stdout)["link"]
+    assert link.startswith(f"{running.base_url}/dashboard/invitations/")
+    assert httpx.get(link, timeout=30).status_code == 200
+
+
 def test_doctor_finds_all_of_it_by_data_dir(running: Up) -> None:
     examined = payouts("doctor", "--data-dir", str(running.data_dir))
     assert examined.returncode == 0, examined.stdout
@@ -548,8 +555,7 @@ def test_with_servers_named_none_is_embedded_and_port_comes_from_the_environment
         assert up.stop() == 0
         up.assert_nothing_is_left()
     with database.transaction() as connection:
-        demo = find_business_by_name(connection, "Demo")
-        assert demo
+        [demo] = find_businesses_by_name(connection, "Demo")
         assert demo.payout_balance == 100_000_000 - 5
         assert connection.execute(sa.text("SELECT sum(balance) FROM payout_users")).scalar_one() == 5
 

@@ -19,7 +19,7 @@ from core.businesses import (
     PLAY_MONEY_CENTS,
     BusinessError,
     create_business,
-    find_business_by_name,
+    find_businesses_by_name,
     fund_business,
     get_business,
     list_businesses,
@@ -114,10 +114,10 @@ def test_live_businesses_are_listed_oldest_first(connection: Connection) -> None
     assert list_businesses(connection) == created
 
 
-def test_a_name_finds_the_oldest_live_business(connection: Connection) -> None:
-    first, _ = (create_business(connection, "ACME", payouts_enabled=True) for _ in range(2))
-    assert find_business_by_name(connection, "ACME") == first
-    assert find_business_by_name(connection, "acme") is None
+def test_a_name_finds_the_live_businesses_that_have_exactly_it(connection: Connection) -> None:
+    created = [create_business(connection, "ACME", payouts_enabled=True) for _ in range(2)]
+    assert find_businesses_by_name(connection, "ACME") == created
+    assert find_businesses_by_name(connection, "acme") == []
 
 
 def test_a_secret_key_is_found_by_its_digest_until_it_is_revoked(connection: Connection) -> None:

@@ -163,6 +163,12 @@ def test_a_batch_is_cancelled(system: System, account: Account, admin: Visitor) 
     assert verify_books(system.database).balanced
 
 
+def test_upload_without_a_unit_is_not_taken_for_dollars(account: Account, admin: Visitor) -> None:
+    for unit in ("", "yen"):
+        refused = upload(admin, account.business, FILE, unit=unit)
+        assert "Choose whether the amounts are in dollars or in cents." in read_mistakes(refused)
+
+
 def test_uploads_belong_to_one_person_and_business(system: System, account: Account, admin: Visitor) -> None:
     response = upload(admin, account.business, FILE)
     path = response.headers["location"]

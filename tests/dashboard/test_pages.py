@@ -305,6 +305,7 @@ def test_a_key_is_rolled_and_revoked(client: httpx.Client, system: System, accou
     assert client.get("/balance", headers=account.headers).status_code == 401
     assert client.get("/balance", headers={"Authorization": f"Bearer {new[0]}"}).status_code == 401
     assert actions(system, account.business) == ["key.revoked", "key.revoked", "key.rolled"]
+    assert "the old one ends after 1 h" in admin.get(f"{base(account.business)}/settings").text
 
 
 def test_keys_of_test_mode_act_on_the_twin(client: httpx.Client, account: Account, admin: Visitor) -> None:
