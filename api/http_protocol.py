@@ -120,8 +120,18 @@ class HTTPProtocol(HttpToolsProtocol):
             return
         self._unset_keepalive_if_required()
         self._pending_bytes += len(data)
+        rest: memoryview | None = None
         try:
-            self._parse(data)
+            while True:
+                try:
+                    if rest is None:
+                        self.parser.feed_data(data)
+                    else:
+                        self._go_on(rest)
+                except httptools.HttpParserUpgrade as offer:
+                    rest = (memoryview(data) if rest is None else rest)[offer.args[0] :]
+                else:
+                    break
         except httptools.HttpParserError as error:
             self._refuse(HEAD_TOO_LARGE if isinstance(error.__context__, _HeadTooLargeError) else BAD_REQUEST)
             return
@@ -137,11 +147,6 @@ class HTTPProtocol(HttpToolsProtocol):
         if self._refusal is None:  # else the connection ends with that
             newest.keep_alive = False
         return True
-
-    def on_message_begin(self) -> None:
-        """Begin with a request."""
-        if not self._is_repeating:
-            super().on_message_begin()
 
     def on_headers_complete(self) -> None:
         """Have a request answered; its body may be still to come."""
@@ -159,12 +164,6 @@ class HTTPProtocol(HttpToolsProtocol):
         self._pending_bytes = 0
         super().on_body(body)
 
-    def on_message_complete(self) -> None:
-        """End a request, unless the parser takes what follows for another protocol: see `_parse`."""
-        if not self.parser.should_upgrade():
-            self._pending_bytes = 0
-            super().on_message_complete()
-
     def on_response_complete(self) -> None:
         """Go on with the next request, or with the refusal of what came in its place."""
         is_last = not self.pipeline
@@ -175,29 +174,25 @@ class HTTPProtocol(HttpToolsProtocol):
     def _should_upgrade(self) -> bool:
         return False
 
-    def _parse(self, data: bytes) -> None:
-        """Feed the parser.
+    def _go_on(self, rest: memoryview) -> None:
+        """Read on behind a request that offers another protocol, where its parser has stopped.
 
-        Where a request offers another protocol, the parser stops behind its head. A new one goes on there: an offer
-        that is not taken up is ignored (RFC 9110, 7.8).
+        An offer that is not taken up is ignored (RFC 9110, 7.8): a new parser begins with what tells it the request's
+        length, and goes on from there.
         """
-        rest = memoryview(data)
-        while True:
-            try:
-                self.parser.feed_data(rest)
-            except httptools.HttpParserUpgrade as offer:
-                rest = rest[offer.args[0] :]
-            else:
-                return
-            self.parser = httptools.HttpRequestParser(self)
-            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
-            lines = [f"POST / HTTP/{self.scope['http_version']}".encode()]
-            lines += [b"%b: %b" % header for header in self.scope["headers"] if header[0] in _FRAMING]
-            if not self.cycle.keep_alive:
-                lines.append(b"connection: close")
-            self._is_repeating = True
-            self.parser.feed_data(b"\r\n".join([*lines, b"", b""]))
-            self._is_repeating = False
+        # The parser took the request's body, which is still to come, for the other protocol.
+        self.cycle.more_body = True
+        self.cycle.message_event.clear()
+        lines = [f"POST / HTTP/{self.scope['http_version']}".encode()]
+        lines += [b"%b: %b" % header for header in self.scope["headers"] if header[0] in _FRAMING]
+        if not self.cycle.keep_alive:
+            lines.append(b"connection: close")
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+        self._is_repeating = True
+        self.parser.feed_data(b"\r\n".join([*lines, b"", b""]))
+        self._is_repeating = False
+        self.parser.feed_data(rest)
 
     def _count_head_bytes(self) -> int:
         return len(self.url) + sum(len(name) + len(value) for name, value in self.headers)

@@ -2,9 +2,11 @@
 
 import asyncio
 import json
+import random
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -359,3 +361,35 @@ async def test_caller_that_sends_nothing_more_gets_answers_that_take_a_while() -
                 assert await read_answer(reader) == f"/{number} body".encode()
             assert await asyncio.wait_for(reader.read(), 1) == b""
             writer.close()
+
+
+@on_each_loop
+async def test_what_is_asked_does_not_depend_on_how_it_arrives() -> None:
+    app = Slow()
+    offer = ["Connection: Upgrade", "Upgrade: h2c"]
+    chunked = b"Transfer-Encoding: chunked\r\n\r\n2\r\nab\r\n1;extension=1\r\nc\r\n0\r\nX-Trailer: 1\r\n\r\n"
+    stream = b"".join(
+        [
+            post("/1", b"plain", "X-A: 1"),
+            b"POST /2 HTTP/1.1\r\nX-A: 2\r\n" + chunked,
+            post("/3", b"offered", *offer),
+            request("/4", *offer),
+            b"POST /5 HTTP/1.1\r\nConnection: upgrade\r\nUpgrade: h2c\r\n" + chunked,
+            request("/6", "X-A: 6"),
+            post("/7", b"broken", "X-A: 7")[:-1] + b"n\x00",
+        ]
+    )
+    bodies = [b"plain", b"abc", b"offered", b"", b"abc", b"", b"broken"]
+    async with serving(app) as port:
+        for seed in range(40):
+            chosen = random.Random(seed)  # noqa: S311
+            ends = sorted(chosen.sample(range(1, len(stream)), chosen.randrange(1, 12)))
+            segments = [stream[start:end] for start, end in pairwise([0, *ends, len(stream)])]
+            app.asked.clear()
+            reader, writer = await exchange(port, *segments)
+            for number, body in enumerate(bodies, start=1):
+                assert await read_answer(reader) == f"/{number} ".encode() + body
+            await read_refusal(reader)
+            writer.close()
+            assert [headers.get("x-a") for _, _, headers in app.asked] == ["1", "2", None, None, None, "6", "7"]
+            assert not any("x-trailer" in headers for _, _, headers in app.asked)
