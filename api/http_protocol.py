@@ -8,6 +8,7 @@ from weakref import WeakKeyDictionary
 
 import httptools
 import msgspec
+from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from api.responses import BAD_REQUEST, HEAD_TOO_LARGE, Refusal
@@ -19,6 +20,7 @@ HELD_BYTES_MAX = 65_536
 HEAD_BYTES_MAX = 65_536
 
 _LINGER_S = 1.0
+_BYTES_AROUND_HEADER = len(": \r\n")
 _FRAMING = (b"content-length", b"transfer-encoding")
 
 
@@ -105,6 +107,8 @@ class HTTPProtocol(HttpToolsProtocol):
     """Received since the last head, piece of a body or end of a request; at most, since a segment holds several."""
     _is_repeating = False
     _refusal: Refusal | None = None
+    _begun: RequestResponseCycle | None = None
+    """What the application was given last: of several requests on the way, the one that it works on."""
 
     def connection_made(self, transport: Any) -> None:
         """Begin with a connection."""
@@ -142,6 +146,8 @@ class HTTPProtocol(HttpToolsProtocol):
         """Keep the connection of a caller that sends nothing more until it has all answers."""
         self._gathering.flush()
         newest = self._newest_unanswered()
+        if newest is not None and newest.more_body and self.pipeline:
+            newest = self._drop_newest()
         if newest is None or newest.more_body or self.scheme == "https":
             return False
         if self._refusal is None:  # else the connection ends with that
@@ -171,6 +177,10 @@ class HTTPProtocol(HttpToolsProtocol):
         if is_last and self._refusal is not None:
             self._send_refusal(self._refusal)
 
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._begun = cycle
+        super()._start_asgi_task(cycle, app)
+
     def _should_upgrade(self) -> bool:
         return False
 
@@ -195,7 +205,7 @@ class HTTPProtocol(HttpToolsProtocol):
         self.parser.feed_data(rest)
 
     def _count_head_bytes(self) -> int:
-        return len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+        return len(self.url) + sum(len(name) + len(value) + _BYTES_AROUND_HEADER for name, value in self.headers)
 
     def _refuse(self, refusal: Refusal) -> None:
         """Read no further; answer what came before, then this.
@@ -207,15 +217,23 @@ class HTTPProtocol(HttpToolsProtocol):
         newest = self._newest_unanswered()
         if newest is not None and newest.more_body:  # then what is refused is its body
             if self.pipeline:
-                self.pipeline.popleft()
+                newest = self._drop_newest()
             else:
                 newest.disconnected = True
+                newest.waiting_for_100_continue = False
                 newest.message_event.set()
                 if newest.response_started:
                     self.transport.close()
                 newest = None
         if newest is None:
             self._send_refusal(refusal)
+
+    def _drop_newest(self) -> RequestResponseCycle:
+        """Forget a request that has not begun; return the one before it."""
+        self.pipeline.popleft()
+        assert self._begun is not None  # noqa: S101 (it keeps the others waiting)
+        self.cycle = self.pipeline[0][0] if self.pipeline else self._begun
+        return self.cycle
 
     def _newest_unanswered(self) -> RequestResponseCycle | None:
         """Return the request that is answered last, unless all are answered."""
@@ -225,6 +243,7 @@ class HTTPProtocol(HttpToolsProtocol):
     def _send_refusal(self, refusal: Refusal) -> None:
         if self.transport.is_closing():
             return
+        self.flow.resume_reading()
         request_id = new_id().hex
         status = HTTPStatus(refusal.status_code)
         logger.info("what is no HTTP request was answered %d", status, extra={"request_id": request_id})

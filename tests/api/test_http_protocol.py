@@ -393,3 +393,38 @@ async def test_what_is_asked_does_not_depend_on_how_it_arrives() -> None:
             writer.close()
             assert [headers.get("x-a") for _, _, headers in app.asked] == ["1", "2", None, None, None, "6", "7"]
             assert not any("x-trailer" in headers for _, _, headers in app.asked)
+
+
+@on_each_loop
+async def test_caller_that_stops_within_a_request_gets_the_answers_before_it() -> None:
+    first, second = post("/first", b"1"), post("/second", b"2")
+    cut = post("/never", b"123456789")[:-7]
+    broken = b"POST /never HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"
+    app = Slow()
+    async with serving(app) as port:
+        for sent, is_refused in ((cut, False), (cut[:20], False), (broken, True)):
+            for whole in ([first], [first, second]):
+                reader, writer = await exchange(port, b"".join(whole) + sent)
+                writer.write_eof()
+                for expected in [b"/first 1", b"/second 2"][: len(whole)]:
+                    assert await read_answer(reader) == expected
+                if is_refused:
+                    await read_refusal(reader)
+                assert await asyncio.wait_for(reader.read(), 5) == b""
+                writer.close()
+    assert not any(path == "/never" for path, _, _ in app.asked)
+
+
+@on_each_loop
+async def test_caller_that_sends_on_behind_a_broken_body_can_read_its_refusal() -> None:
+    head = b"POST /broken HTTP/1.1\r\nExpect: 100-continue\r\nTransfer-Encoding: chunked\r\n\r\n"
+    async with serving(Slow()) as port:
+        for body in (b"zz\r\n", b"%x\r\n%b\r\nzz\r\n" % (200_000, b"b" * 200_000)):
+            reader, writer = await exchange(port, head + body)
+            for _ in range(100):  # 10 MB: more than the kernel holds for a reader that has stopped
+                writer.write(b"b" * 100_000)
+                await asyncio.wait_for(writer.drain(), 1)
+            answer = await asyncio.wait_for(reader.read(), 5)
+            assert b"HTTP/1.1 400 Bad Request" in answer
+            assert answer.count(b"HTTP/1.1") - answer.count(b"100 Continue") == 1
+            writer.close()
