@@ -32,10 +32,9 @@ def create_business(connection: Connection, actor: Actor, name: str, *, payouts_
 def set_payouts_enabled(connection: Connection, actor: Actor, business_id: UUID, *, enabled: bool) -> Business:
     """Switch payouts on or off; it holds from the commit on. What is so already is no change."""
     before = businesses.get_business(connection, business_id)
-    if before.payouts_enabled == enabled:
-        return before
     changed = businesses.set_payouts_enabled(connection, business_id, enabled=enabled)
-    record(connection, business_id, actor, Action.PAYOUTS_ENABLED if enabled else Action.PAYOUTS_DISABLED)
+    if before.payouts_enabled != enabled:
+        record(connection, business_id, actor, Action.PAYOUTS_ENABLED if enabled else Action.PAYOUTS_DISABLED)
     return changed
 
 
@@ -125,7 +124,7 @@ def set_user_status(
     """Activate or deactivate a payout user; return the user, or None where the business has no such user."""
     before = payout_users.get_payout_user(connection, business_id, user_id)
     changed = payout_users.set_status(connection, business_id, user_id, status)
-    if changed is not None and changed != before:
+    if changed is not None and (before is None or before.status is not changed.status):
         action = Action.USER_ACTIVATED if status is UserStatus.ACTIVE else Action.USER_DEACTIVATED
         subject = format_id(IdKind.PAYOUT_USER, user_id)
         record(connection, business_id, actor, action, subject, {"email": changed.email})
