@@ -241,7 +241,7 @@ class Cluster:
 def _build_template() -> Path:
     """Make the files of a migrated database once; each test starts from a copy.
 
-    Recovery would write each of a thousand files to the disk by itself, 15 s where a write takes 15 ms.
+    Recovery would write each of 1,300 files to the disk by itself: 20 s where a write takes 15 ms.
     """
     directory = make_directory("chaos")
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
