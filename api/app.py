@@ -254,9 +254,8 @@ def add_request_log(app: Application, settings: Settings, recent_requests: Recen
 def _answer_http_exception(_: Request[Any, Any, Any], error: HTTPException) -> Response[Any]:
     refusal = _REFUSAL_BY_STATUS.get(error.status_code)
     if refusal is None:
-        refusal = Refusal(error.status_code, responses.BAD_REQUEST.error)
-        if error.status_code >= 500:
-            refusal = responses.INTERNAL_ERROR
+        is_ours = error.status_code >= 500
+        refusal = responses.INTERNAL_ERROR if is_ours else Refusal(error.status_code, responses.BAD_REQUEST.error)
     response = refusal.response()
     if allow := (error.headers or {}).get("allow"):
         response.headers["Allow"] = allow

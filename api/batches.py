@@ -12,8 +12,9 @@ from api import documents, responses
 from api.batch_intake import BatchIntake
 from api.batch_rows import find_format
 from api.bodies import read_body
-from api.calls import AnyRequest, BusinessCalls, read_header
+from api.calls import AnyRequest, BusinessCalls
 from api.dispatcher import TooManyWaitingError
+from api.headers import read_header
 from api.idempotency import strip_key
 from api.lists import Listing, Lists
 from api.parameters import Parameters, batches_cursor, results_cursor
@@ -63,7 +64,7 @@ async def _create(request: AnyRequest, calls: BusinessCalls, intake: BatchIntake
     identity = await calls.identify(request)
     if isinstance(identity, Refusal):
         return identity.response()
-    idempotency_key = strip_key(read_header(request, "idempotency-key"))
+    idempotency_key = strip_key(read_header(request.scope["headers"], b"idempotency-key"))
     written_as = find_format(request.headers.get("content-type", ""))
     try:
         with intake.enter():

@@ -12,6 +12,7 @@ from sqlalchemy import Connection
 from api import responses
 from api.authentication import Authenticator, Identity
 from api.dispatcher import TooManyWaitingError
+from api.headers import read_header
 from api.rate_limit import RateLimiter
 from api.request_log import note_of
 from api.responses import Refusal
@@ -59,12 +60,6 @@ class DatabaseThreads:
         self._executor.shutdown(wait=False, cancel_futures=True)
 
 
-def read_header(request: AnyRequest, name: str) -> str | None:
-    """Return a header; several alike are one list (RFC 9110, 5.3), which no key is."""
-    values = request.headers.getall(name, [])
-    return ", ".join(values) if values else None
-
-
 class BusinessCalls:
     """Calls with a secret key, which is read again in the transaction that answers."""
 
@@ -75,7 +70,7 @@ class BusinessCalls:
 
     async def identify(self, request: AnyRequest) -> Identity | Refusal:
         """Return who calls, or why the call is refused: an unknown key, or too many calls with it."""
-        identity = await self._authenticator.identify(read_header(request, "authorization") or "")
+        identity = await self._authenticator.identify(read_header(request.scope["headers"], b"authorization") or "")
         if identity is None:
             return responses.UNAUTHORIZED
         note_of(request.scope).business_id = identity.business_id

@@ -104,7 +104,7 @@ class HTTPProtocol(HttpToolsProtocol):
     """
 
     _pending_bytes = 0
-    """Received since the last head, piece of a body or end of a request; at most, since a segment holds several."""
+    """Received since the last head or piece of a body; at most, since a segment holds several."""
     _is_repeating = False
     _refusal: Refusal | None = None
     _begun: RequestResponseCycle | None = None
@@ -124,18 +124,11 @@ class HTTPProtocol(HttpToolsProtocol):
             return
         self._unset_keepalive_if_required()
         self._pending_bytes += len(data)
-        rest: memoryview | None = None
         try:
-            while True:
-                try:
-                    if rest is None:
-                        self.parser.feed_data(data)
-                    else:
-                        self._go_on(rest)
-                except httptools.HttpParserUpgrade as offer:
-                    rest = (memoryview(data) if rest is None else rest)[offer.args[0] :]
-                else:
-                    break
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as offer:
+                self._go_on(memoryview(data)[offer.args[0] :])
         except httptools.HttpParserError as error:
             self._refuse(HEAD_TOO_LARGE if isinstance(error.__context__, _HeadTooLargeError) else BAD_REQUEST)
             return
@@ -190,19 +183,25 @@ class HTTPProtocol(HttpToolsProtocol):
         An offer that is not taken up is ignored (RFC 9110, 7.8): a new parser begins with what tells it the request's
         length, and goes on from there.
         """
-        # The parser took the request's body, which is still to come, for the other protocol.
-        self.cycle.more_body = True
-        self.cycle.message_event.clear()
-        lines = [f"POST / HTTP/{self.scope['http_version']}".encode()]
-        lines += [b"%b: %b" % header for header in self.scope["headers"] if header[0] in _FRAMING]
-        if not self.cycle.keep_alive:
-            lines.append(b"connection: close")
-        self.parser = httptools.HttpRequestParser(self)
-        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
-        self._is_repeating = True
-        self.parser.feed_data(b"\r\n".join([*lines, b"", b""]))
-        self._is_repeating = False
-        self.parser.feed_data(rest)
+        while True:
+            # The parser took the request's body, which is still to come, for the other protocol.
+            self.cycle.more_body = True
+            self.cycle.message_event.clear()
+            lines = [f"POST / HTTP/{self.scope['http_version']}".encode()]
+            lines += [b"%b: %b" % header for header in self.scope["headers"] if header[0] in _FRAMING]
+            if not self.cycle.keep_alive:
+                lines.append(b"connection: close")
+            self.parser = httptools.HttpRequestParser(self)
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+            self._is_repeating = True
+            self.parser.feed_data(b"\r\n".join([*lines, b"", b""]))
+            self._is_repeating = False
+            try:
+                self.parser.feed_data(rest)
+            except httptools.HttpParserUpgrade as offer:
+                rest = rest[offer.args[0] :]
+            else:
+                return
 
     def _count_head_bytes(self) -> int:
         return len(self.url) + sum(len(name) + len(value) + _BYTES_AROUND_HEADER for name, value in self.headers)

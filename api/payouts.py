@@ -1,7 +1,7 @@
 """POST /payout/create: one call debits the business, credits the user and answers with the hash."""
 
 import asyncio
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable
 from typing import Any, NamedTuple
 
 from litestar import asgi
@@ -13,6 +13,7 @@ from litestar.types import ASGIApp, Receive, Scope, Send
 from api import responses
 from api.authentication import Authenticator, find_refusal
 from api.dispatcher import Dispatcher, TooManyWaitingError
+from api.headers import read_header
 from api.idempotency import may_be_key, strip_key
 from api.rate_limit import RateLimiter
 from api.request_log import RequestNote, log_unexpected, note_of
@@ -62,8 +63,8 @@ def make_create_payout(
             await responses.send_json(send, 400, answer)
 
     async def decide(scope: Any, receive: Receive, note: RequestNote) -> Paid | FieldErrors | Refusal:
-        headers = _join_alike(scope["headers"])
-        identity = await authenticator.identify(headers.get(b"authorization", b"").decode("latin-1"))
+        headers = scope["headers"]
+        identity = await authenticator.identify(read_header(headers, b"authorization") or "")
         if identity is None:
             return responses.UNAUTHORIZED
         note.business_id = identity.business_id
@@ -73,8 +74,7 @@ def make_create_payout(
         if isinstance(body, Refusal):
             return body
         parsed = parse_payout_request(body)
-        sent_key = headers.get(b"idempotency-key")
-        idempotency_key = None if sent_key is None else strip_key(sent_key.decode("latin-1"))
+        idempotency_key = strip_key(read_header(headers, b"idempotency-key"))
         if not isinstance(parsed, PayoutRequest) or not may_be_key(idempotency_key):
             # Key and settings come first, and nothing reads them in a transaction for a bad request.
             look_up = asyncio.to_thread(find_refusal, database, identity)
@@ -135,18 +135,6 @@ def put_first(create_payout: ASGIApp, app: ASGIApp) -> ASGIApp:
         return app(scope, receive, send)
 
     return choose
-
-
-def _join_alike(headers: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
-    """Return the headers by their names in lower case, as ASGI has them; several alike are one list (RFC 9110, 5.3).
-
-    No list is a good `Authorization` or `Idempotency-Key`: which of two is meant, nobody can know.
-    """
-    joined: dict[bytes, bytes] = {}
-    for name, value in headers:
-        if (first := joined.setdefault(name, value)) is not value:
-            joined[name] = first + b", " + value
-    return joined
 
 
 async def _read(receive: Receive, max_bytes: int) -> bytes | Refusal:

@@ -148,6 +148,12 @@ class System:
     database: Database
     log_dir: Path
 
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port, for those who speak HTTP by hand."""
+        host, _, port = self.base_url.removeprefix("http://").partition(":")
+        return host, int(port)
+
     def client(self, **options: Any) -> httpx.Client:
         return httpx.Client(base_url=self.base_url, timeout=30, **options)
 

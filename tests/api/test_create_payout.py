@@ -43,10 +43,6 @@ def post(client: httpx.Client, account: Account, body: bytes, headers: dict[str,
     return client.post("/payout/create", content=body, headers=account.headers | (headers or {}))
 
 
-def address_of(system: System) -> tuple[str, int]:
-    return "127.0.0.1", int(system.base_url.rsplit(":", 1)[1])
-
-
 def balance_of(database: Database, business_id: UUID) -> int:
     with database.transaction() as connection:
         return businesses.get_business(connection, business_id).payout_balance
@@ -814,7 +810,7 @@ def test_what_is_no_http_behind_a_payment_is_not_taken_for_its_answer(
 ) -> None:
     head = f"POST /payout/create HTTP/1.1\r\nHost: t\r\nContent-Length: {len(GOOD)}\r\n"
     head += f"Authorization: {account.headers['Authorization']}\r\n\r\n"
-    with socket.create_connection(address_of(system), timeout=20) as connection:
+    with socket.create_connection(system.address, timeout=20) as connection:
         connection.sendall(head.encode() + GOOD + behind)
         connection.shutdown(socket.SHUT_WR)
         answers = b"".join(iter(lambda: connection.recv(65_536), b""))

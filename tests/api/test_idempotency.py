@@ -206,7 +206,7 @@ def test_malformed_key_comes_before_insufficient_balance(system: System, client:
 
 
 def test_white_space_around_a_key_is_not_part_of_it(system: System, client: httpx.Client, account: Account) -> None:
-    with socket.create_connection(("127.0.0.1", int(system.base_url.rsplit(":", 1)[1]))) as connection:
+    with socket.create_connection(system.address) as connection:
         body = b'{"email": "user@example.com", "amount": 1}'
         connection.sendall(
             b"POST /payout/create HTTP/1.1\r\nHost: x\r\nConnection: close\r\nIdempotency-Key:  padded \r\n"
