@@ -14,44 +14,45 @@ from litestar import Litestar, Request, Response
 from litestar.exceptions import HTTPException
 from litestar.types import ASGIApp
 
-from api import payouts, responses
-from api.authentication import Authenticator
-from api.balance import balance_route
-from api.batch_intake import TIMEOUT_S as BATCH_TIMEOUT_S
-from api.batch_intake import BatchIntake
-from api.batches import batch_routes
-from api.calls import BusinessCalls, DatabaseThreads
-from api.clock import DatabaseClock
+from api.allocations import endpoint as allocations_endpoint
+from api.allocations.database_clock import DatabaseClock
+from api.allocations.dispatcher import Dispatcher
+from api.allocations.publisher import Publisher, make_instance_prefix
+from api.allocations.replies import Replies
+from api.allocations.resolver import Resolver
+from api.batches.endpoint import batch_routes
+from api.batches.intake import TIMEOUT_S as BATCH_TIMEOUT_S
+from api.batches.intake import BatchIntake
 from api.dashboard.routes import Dashboard
-from api.dispatcher import Dispatcher
-from api.health import Readiness, health_routes
-from api.lists import Lists
-from api.metrics import Exporter, metrics_route
-from api.openapi import openapi_route
-from api.payout_hash import payout_hash_routes
-from api.payout_users import payout_user_routes
-from api.playground.pages import Playground
-from api.publisher import Publisher, make_instance_prefix
-from api.rate_limit import RateLimiter, add_rate_limit
-from api.recent_requests import RecentRequests
-from api.replies import Replies
-from api.request_log import Paths, RequestLines, RequestLog, log_unexpected, note_of
-from api.responses import Refusal
-from api.settler import Settler
-from api.tracing import make_plugin
-from api.traffic import Traffic
-from api.transactions import transaction_routes
-from core.database import Database
+from api.reference.openapi import openapi_route
+from api.reference.playground.pages import Playground
+from api.resources.balance import balance_route
+from api.resources.health import Readiness, health_routes
+from api.resources.metrics_endpoint import Exporter, metrics_route
+from api.resources.pagination import Lists
+from api.resources.payout_hash import payout_hash_routes
+from api.resources.payout_users import payout_user_routes
+from api.resources.transactions import transaction_routes
+from api.web import responses
+from api.web.authentication import Authenticator
+from api.web.business_request import BusinessCalls, DatabaseThreads
+from api.web.rate_limit import RateLimiter, add_rate_limit
+from api.web.recent_requests import RecentRequests
+from api.web.request_log import Paths, RequestLines, RequestLog, log_unexpected, note_of
+from api.web.request_metrics import Traffic
+from api.web.responses import Refusal
+from api.web.tracing import make_plugin
+from core.database.connection import Database
 from core.errors import UserError
-from core.garbage import spare_what_stays
-from core.logs import Logs
-from core.messages import BatchCodec
-from core.settings import Settings, load_settings, warn_of_unknown_variables
+from core.garbage_collection import spare_what_stays
+from core.logging.setup import Logs
+from core.messages import GroupCodec
+from core.settings.loader import Settings, load_settings, warn_of_unknown_variables
 from core.tracing import is_wanted, start_tracing, warn_where_missing
 from workers.app import ALLOCATE_TASK, PAY_CHUNK_TASK, create_celery
 from workers.servers import open_async_redis
 from workers.startup import wait_for_servers
-from workers.tracing import make_batch_tracing, trace_tasks
+from workers.tracing import make_group_tracing, trace_tasks
 
 logger = logging.getLogger(__name__)
 
@@ -92,30 +93,30 @@ def create_app(settings: Settings, recent_requests: RecentRequests, *, with_trac
     prefix = make_instance_prefix()
     publisher = Publisher(
         celery,
-        BatchCodec(settings.hash_secret_bytes),
+        GroupCodec(settings.hash_secret_bytes),
         prefix,
         threads=settings.in_flight_max * 2,
         expires_after_s=settings.reply_timeout_s,
     )
     if with_traces:
         trace_tasks(celery, sent_names=[ALLOCATE_TASK, PAY_CHUNK_TASK])
-        publisher.trace(*make_batch_tracing())
+        publisher.trace(*make_group_tracing())
     replies = Replies(redis, prefix)
-    authenticator = Authenticator(database, timeout_s=settings.settle_timeout_s)
+    authenticator = Authenticator(database, timeout_s=settings.resolve_timeout_s)
     limiter = RateLimiter(settings)
-    threads = DatabaseThreads(database, timeout_s=settings.settle_timeout_s)
+    threads = DatabaseThreads(database, timeout_s=settings.resolve_timeout_s)
     calls = BusinessCalls(authenticator, limiter, threads)
     lists = Lists(calls)
     batch_database = Database.from_settings(settings, transaction_timeout_s=BATCH_TIMEOUT_S, pool_size=2)
     intake = BatchIntake(batch_database, celery, settings.hash_secret_bytes)
     dashboard = Dashboard(settings, lists, intake, recent_requests)
     playground = Playground()
-    settler = Settler(database, timeout_s=settings.settle_timeout_s)
-    dispatcher = Dispatcher(settings, clock, publisher, replies, settler)
+    resolver = Resolver(database, timeout_s=settings.resolve_timeout_s)
+    dispatcher = Dispatcher(settings, clock, publisher, replies, resolver)
     readiness = Readiness(database, celery, replies, dispatcher)
 
     exporter = Exporter(
-        settings, {"calls": database, "uploads": batch_database}, redis, celery, dispatcher, replies, settler
+        settings, {"calls": database, "uploads": batch_database}, redis, celery, dispatcher, replies, resolver
     )
 
     @asynccontextmanager
@@ -135,13 +136,13 @@ def create_app(settings: Settings, recent_requests: RecentRequests, *, with_trac
         try:
             yield
         finally:
-            await dispatcher.close(settings.reply_timeout_s + settings.settle_timeout_s)
+            await dispatcher.close(settings.reply_timeout_s + settings.resolve_timeout_s)
             await _cancel(background)
             await asyncio.to_thread(authenticator.write_uses)
             exporter.close()
             readiness.close()
             await recent_requests.close()
-            settler.close()
+            resolver.close()
             threads.close()
             intake.close()
             await dashboard.close()
@@ -156,17 +157,17 @@ def create_app(settings: Settings, recent_requests: RecentRequests, *, with_trac
             return dashboard.answer_error(request, error)
         return (playground.answer_error if playground.answers(request) else _answer_http_exception)(request, error)
 
-    create_payout = payouts.make_create_payout(
+    create_payout = allocations_endpoint.make_create_payout(
         database,
         authenticator,
         limiter,
         dispatcher,
         hash_secret=settings.hash_secret_bytes,
         body_max_bytes=settings.request_body_max_bytes,
-        look_up_timeout_s=settings.settle_timeout_s,
+        look_up_timeout_s=settings.resolve_timeout_s,
     )
     handlers = [
-        payouts.payout_route(create_payout),
+        allocations_endpoint.payout_route(create_payout),
         balance_route(calls),
         *payout_hash_routes(threads),
         *payout_user_routes(calls, lists),
@@ -191,7 +192,9 @@ def create_app(settings: Settings, recent_requests: RecentRequests, *, with_trac
         request_max_body_size=settings.request_body_max_bytes,
     )
     needs_litestar = with_traces or settings.rate_limit_per_s
-    return Application(routed, paths, routed if needs_litestar else payouts.put_first(create_payout, routed))
+    return Application(
+        routed, paths, routed if needs_litestar else allocations_endpoint.put_first(create_payout, routed)
+    )
 
 
 async def _cancel(tasks: list[asyncio.Task[None]]) -> None:

@@ -1,4 +1,4 @@
-"""The messages between API and workers: a batch of allocations there, an outcome for each back.
+"""The messages between API and workers: a group of allocations there, an outcome for each back.
 
 A message is a MessagePack array, sealed (AES-256-GCM) with a key derived from the hash secret: no e-mail can be
 read in the broker, and whoever reaches the broker without the key cannot move money. (Replies are not sealed: who
@@ -79,20 +79,20 @@ _encoder = msgspec.msgpack.Encoder(uuid_format="bytes")
 _decoder = msgspec.msgpack.Decoder(list[Allocation])
 
 
-class BatchCodec:
-    """Seals and opens batches. A sealed batch is ASCII text: version, colon, base64 of nonce and ciphertext."""
+class GroupCodec:
+    """Seals and opens groups. A sealed group is ASCII text: version, colon, base64 of nonce and ciphertext."""
 
     def __init__(self, hash_secret: bytes) -> None:
         self._cipher = AESGCM(message_key(hash_secret))
 
     def seal(self, allocations: Sequence[Allocation]) -> str:
-        """Encode and encrypt a batch."""
+        """Encode and encrypt a group."""
         nonce = os.urandom(_NONCE_BYTES)
         sealed = self._cipher.encrypt(nonce, _encoder.encode(allocations), _VERSION.encode())
         return f"{_VERSION}:{base64.b64encode(nonce + sealed).decode()}"
 
     def open(self, message: object) -> list[Allocation]:
-        """Decrypt and decode a batch.
+        """Decrypt and decode a group.
 
         Raises:
             MessageError: the message is not ours; its text says why and repeats nothing of it.

@@ -213,8 +213,8 @@ WAITING_SECONDS = Histogram(
 WAITING_CALLERS = prometheus_client.Gauge(
     "payouts_waiting_callers", "callers waiting for an outcome now", registry=API, multiprocess_mode="livesum"
 )
-BATCH_ALLOCATIONS = Histogram(
-    "payouts_batch_allocations", "allocations in each batch that was sent", registry=API, buckets=_ALLOCATIONS
+GROUP_ALLOCATIONS = Histogram(
+    "payouts_group_allocations", "allocations in each batch that was sent", registry=API, buckets=_ALLOCATIONS
 )
 ROUND_TRIP_SECONDS = Histogram(
     "payouts_round_trip_seconds", "from a batch being sent to its reply", registry=API, buckets=_SECONDS
@@ -227,18 +227,18 @@ ROUND_TRIP_AGE_SECONDS = prometheus_client.Gauge(
 )
 PUBLISH_ERRORS = Counter("payouts_publish_errors", "batches that may not have reached the broker", registry=API)
 RESENDS = Counter("payouts_resends", "batches sent again because no reply came", registry=API)
-SETTLES = Counter(
-    "payouts_settles",
-    "allocations settled from the history for want of a reply: `committed`, `never` (and never will be), or "
-    "`unknown`: answered 500 while the database was out of reach, and settled later",
+RESOLUTIONS = Counter(
+    "payouts_resolutions",
+    "allocations resolved from the history for want of a reply: `committed`, `never` (and never will be), or "
+    "`unknown`: answered 500 while the database was out of reach, and resolved later",
     ["result"],
     registry=API,
 )
 for result in ("committed", "never", "unknown"):
-    SETTLES.labels(result)
-UNSETTLED = prometheus_client.Gauge(
-    "payouts_unsettled_allocations",
-    "allocations answered 500 that are not settled yet",
+    RESOLUTIONS.labels(result)
+UNRESOLVED = prometheus_client.Gauge(
+    "payouts_unresolved_allocations",
+    "allocations answered 500 that are not resolved yet",
     registry=API,
     multiprocess_mode="livesum",
 )

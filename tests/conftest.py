@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from api.embedded import EmbeddedValkey
-from core.database import Database
+from api.local.servers import EmbeddedValkey
+from core.database.connection import Database
 from tests.servers import Account, Servers, System, open_account, run_servers, run_system, run_valkey
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from api.embedded import POSTGRES_ACCOUNT, find_free_port
+from api.local.servers import POSTGRES_ACCOUNT, find_free_port
 
 _PROGRAM = shutil.which("pgbouncer", path=f"{os.environ['PATH']}{os.pathsep}/usr/sbin")
 _PASSWORD = "pooler-password"  # noqa: S105

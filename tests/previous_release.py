@@ -38,14 +38,14 @@ class Allocation(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 def seal(allocations: Sequence[Allocation], hash_secret: bytes) -> str:
-    """Encode and encrypt a batch."""
+    """Encode and encrypt a group."""
     nonce = os.urandom(12)
     plain = msgspec.msgpack.Encoder(uuid_format="bytes").encode(allocations)
     return f"1:{base64.b64encode(nonce + _cipher(hash_secret).encrypt(nonce, plain, b'1')).decode()}"
 
 
 def open_sealed(message: str, hash_secret: bytes) -> list[Allocation]:
-    """Decrypt and decode a batch."""
+    """Decrypt and decode a group."""
     version, _, body = message.partition(":")
     assert version == "1"
     data = base64.b64decode(body, validate=True)
@@ -54,7 +54,7 @@ def open_sealed(message: str, hash_secret: bytes) -> list[Allocation]:
 
 
 def task(task_id: str, sealed: str) -> bytes:
-    """Wrap a sealed batch as Celery puts it on a list of Redis."""
+    """Wrap a sealed group as Celery puts it on a list of Redis."""
     body = [[sealed], {}, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}]
     return json.dumps(
         {

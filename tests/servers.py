@@ -18,13 +18,13 @@ import httpx
 import sqlalchemy as sa
 from honcho.environ import parse_procfile
 
-from api.embedded import EmbeddedPostgres, EmbeddedValkey, find_free_port
-from core import api_keys, businesses
-from core.businesses import Business
+from api.local.servers import EmbeddedPostgres, EmbeddedValkey, find_free_port
 from core.credentials import KeyKind
-from core.database import Database
-from core.schema import migrate
-from core.verification import Verification, verify
+from core.database.connection import Database
+from core.database.schema import migrate
+from core.ledger.verification import Verification, verify
+from core.parties import api_keys, businesses
+from core.parties.businesses import Business
 from tests.pgbouncer import run_pgbouncer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -186,7 +186,7 @@ class Parts:
 
 @contextmanager
 def run_system(servers: Servers, parts: Parts | None = None, /, **settings: str) -> Iterator[System]:
-    """Run the Procfile's processes, or some; further settings as keyword arguments (`batch_max="5"`).
+    """Run the Procfile's processes, or some; further settings as keyword arguments (`group_max="5"`).
 
     `flower` runs where its password is set; with `database_pooler`, a PgBouncer stands before the database.
     """

@@ -14,8 +14,8 @@ import yaml
 from click.testing import CliRunner
 from honcho.environ import parse_procfile
 
-from api.cli import cli
-from core.settings import Settings, variable_name
+from api.cli.main import cli
+from core.settings.loader import Settings, variable_name
 from tests.pgbouncer import pgbouncer_settings
 from tests.servers import ROOT
 

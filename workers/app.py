@@ -5,7 +5,7 @@ from uuid import UUID
 from celery import Celery
 
 from core.ids import IdKind, format_id
-from core.settings import Settings
+from core.settings.loader import Settings
 from workers.servers import broker_configuration
 
 ALLOCATE_TASK = "payouts.allocate"
@@ -38,7 +38,7 @@ def create_celery(settings: Settings) -> Celery:
         broker_pool_limit=settings.in_flight_max * 2,
         broker_pool_acquire_timeout=settings.redis_timeout_s,
         task_publish_retry=False,
-        result_backend="workers.results:ReplyBackend",
+        result_backend="workers.broker.results:ReplyBackend",
         payouts_settings=settings,
         result_expires=RESULT_EXPIRES_S,
         result_backend_transport_options={
@@ -61,7 +61,7 @@ def create_celery(settings: Settings) -> Celery:
         beat_schedule=_periodic_tasks(settings),
         # The schedule is fixed, so nothing needs to be remembered in a file.
         beat_scheduler="workers.schedule:PeriodicTasks",
-        worker_consumer="workers.consumer:Consumer",
+        worker_consumer="workers.broker.consumer:Consumer",
         worker_prefetch_multiplier=1,
         # Concerns late acknowledgement only, which we do not use; leaving it out makes Celery warn about it.
         worker_cancel_long_running_tasks_on_connection_loss=True,

@@ -22,8 +22,14 @@ from tornado.httputil import HTTPMessageDelegate, HTTPServerRequest
 from tornado.web import RequestHandler
 
 from core.errors import UserError
-from core.logs import Logs
-from core.settings import Settings, SettingsError, load_settings, variable_name, warn_of_unknown_variables
+from core.logging.setup import Logs
+from core.settings.loader import (
+    Settings,
+    SettingsError,
+    load_settings,
+    variable_name,
+    warn_of_unknown_variables,
+)
 from workers.app import create_celery
 from workers.startup import wait_for_servers
 

@@ -10,25 +10,25 @@ from celery import Celery
 from celery.exceptions import SecurityWarning
 from celery.signals import beat_init, celeryd_after_setup, setup_logging, worker_ready
 
-from core.database import Database
+from core.database.connection import Database
 from core.errors import UserError
-from core.garbage import spare_what_stays
-from core.logs import Logs
-from core.messages import BatchCodec
-from core.settings import Settings, load_settings, warn_of_unknown_variables
+from core.garbage_collection import spare_what_stays
+from core.logging.setup import Logs
+from core.messages import GroupCodec
+from core.settings.loader import Settings, load_settings, warn_of_unknown_variables
 from core.tracing import is_wanted, start_tracing, warn_where_missing
 from workers import metrics
 from workers.app import create_celery
-from workers.batches import PayoutBatchWorker, register_batch_tasks
-from workers.day_sums import DaySummer, register_day_sum_tasks
+from workers.broker.results import ReplyBackend
 from workers.locks import BusinessLocks
-from workers.results import ReplyBackend
 from workers.schedule import PeriodicTasks
 from workers.servers import open_redis
 from workers.startup import wait_for_servers
-from workers.tasks import BatchProcessor, register_tasks
+from workers.tasks.allocations import GroupProcessor, register_tasks
+from workers.tasks.batches import PayoutBatchWorker, register_batch_tasks
+from workers.tasks.day_sums import DaySummer, register_day_sum_tasks
+from workers.tasks.verification import BooksVerifier, register_verification_task
 from workers.tracing import trace_tasks
-from workers.verification import BooksVerifier, register_verification_task
 
 
 def create_worker(settings: Settings) -> Celery:
@@ -40,8 +40,8 @@ def create_worker(settings: Settings) -> Celery:
     client = open_redis(settings, retries=1)
     database = Database.from_settings(settings)
     locks = BusinessLocks(client, ttl_s=settings.lock_ttl_s, wait_s=settings.lock_wait_s)
-    processor = BatchProcessor(database, locks, settings.hash_secret_bytes)
-    register_tasks(celery, BatchCodec(settings.hash_secret_bytes), processor)
+    processor = GroupProcessor(database, locks, settings.hash_secret_bytes)
+    register_tasks(celery, GroupCodec(settings.hash_secret_bytes), processor)
     batch_worker = PayoutBatchWorker(celery, database, locks)
     register_batch_tasks(celery, batch_worker, settings.batch_stalled_after_s, client)
     register_verification_task(celery, BooksVerifier(settings, client))

@@ -8,8 +8,8 @@ from celery.signals import task_postrun, task_prerun, worker_ready
 from prometheus_client import start_http_server
 
 from core import metrics
-from core.database import Database
-from core.settings import Settings
+from core.database.connection import Database
+from core.settings.loader import Settings
 
 logger = logging.getLogger(__name__)
 

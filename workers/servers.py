@@ -10,14 +10,14 @@ from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from core.server_urls import SentinelUrl, parse_sentinel_url, split_urls, tls_options, uses_tls
-from core.settings import Settings
+from core.settings.loader import Settings
+from core.settings.server_urls import SentinelUrl, parse_sentinel_url, split_urls, tls_options, uses_tls
 
 # By name, because kombu decides by the name whether to use TLS.
 TRANSPORT_ALIASES.update(
-    dict.fromkeys(("redis", "rediss"), "workers.transport:Transport")
-    | {"sentinel": "workers.transport:SentinelTransport"}
-    | dict.fromkeys(("amqp", "amqps", "pyamqp"), "workers.rabbitmq:Transport")
+    dict.fromkeys(("redis", "rediss"), "workers.broker.transport:Transport")
+    | {"sentinel": "workers.broker.transport:SentinelTransport"}
+    | dict.fromkeys(("amqp", "amqps", "pyamqp"), "workers.broker.rabbitmq:Transport")
 )
 _HEARTBEAT_S = 10.0
 """Longer than a task, in which a worker sends none; a connection that says nothing for twice as long is given up."""

@@ -6,9 +6,9 @@ from amqp.exceptions import AccessRefused, NotAllowed
 from celery import Celery
 from redis.exceptions import AuthenticationError
 
-from core.database import Database
-from core.revision import find_schema_problem
-from core.settings import Settings, variable_name
+from core.database.connection import Database
+from core.database.revision import find_schema_problem
+from core.settings.loader import Settings, variable_name
 from core.startup import ServerNotReadyError, address_of, wait_until_ready
 
 

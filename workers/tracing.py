@@ -6,7 +6,7 @@ from typing import Any
 
 from celery import Celery
 
-from core.logs import NAMED_MAX
+from core.logging.setup import NAMED_MAX
 
 Span = Any
 """OpenTelemetry's; it is not imported where there are no traces."""
@@ -30,8 +30,8 @@ def _never_run(*_: object, **__: object) -> None:
     """Stand for a task of the workers."""
 
 
-def make_batch_tracing() -> tuple[Callable[[], Span], Callable[[Sequence[Span]], AbstractContextManager[None]]]:
-    """Return how to take a call's span, and what a batch is sent in: the trace of its first call, linked to the others.
+def make_group_tracing() -> tuple[Callable[[], Span], Callable[[Sequence[Span]], AbstractContextManager[None]]]:
+    """Return how to take a call's span, and what a group is sent in: the trace of its first call, linked to the others.
 
     The second one works in any thread.
     """
@@ -46,7 +46,7 @@ def make_batch_tracing() -> tuple[Callable[[], Span], Callable[[Sequence[Span]],
             return
         links = [trace.Link(span.get_span_context()) for span in spans[1:NAMED_MAX]]
         with tracer.start_as_current_span(
-            "batch",
+            "group",
             trace.set_span_in_context(spans[0]),
             links=links,
             attributes={"payouts.allocations": len(spans)},

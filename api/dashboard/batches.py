@@ -11,9 +11,9 @@ from litestar.handlers import HTTPRouteHandler
 from redis.exceptions import RedisError
 from sqlalchemy import Connection
 
-from api.batch_intake import BatchIntake
-from api.batches import UPLOAD_TIMEOUT_S, results_listing
-from api.bodies import read_body
+from api.batches.endpoint import UPLOAD_TIMEOUT_S, results_listing
+from api.batches.files import check_upload
+from api.batches.intake import BatchIntake
 from api.dashboard.exports import export_csv
 from api.dashboard.forms import BODY_MAX_BYTES as FORM_MAX_BYTES
 from api.dashboard.forms import Form, check_origin, parse_upload, read_fields
@@ -33,16 +33,25 @@ from api.dashboard.pages import (
 )
 from api.dashboard.sessions import Session
 from api.dashboard.uploads import Upload, Uploads
-from api.dispatcher import TooManyWaitingError
-from api.lists import Listing, Lists
-from api.parameters import Parameters, batches_cursor, results_cursor
-from api.push_file import check_upload
-from api.responses import INSUFFICIENT_BALANCE, PAYOUTS_DISABLED, Refusal
-from api.security_headers import browser_headers, redirect
-from core import changes, payout_batches
+from api.resources.pagination import Listing, Lists
+from api.resources.query_parameters import Parameters, batches_cursor, results_cursor
+from api.web.browser_headers import browser_headers, redirect
+from api.web.errors import TooManyWaitingError
+from api.web.request_body import read_body
+from api.web.responses import INSUFFICIENT_BALANCE, PAYOUTS_DISABLED, Refusal
+from core import admin_actions
+from core.batches import payout_batches
+from core.batches.payout_batches import (
+    BODY_MAX_BYTES,
+    ROWS_MAX,
+    BatchResult,
+    BatchRow,
+    BatchStatus,
+    Offer,
+    PayoutBatch,
+)
 from core.ids import IdKind, format_id, new_id, parse_id
 from core.money import format_dollars
-from core.payout_batches import BODY_MAX_BYTES, ROWS_MAX, BatchResult, BatchRow, BatchStatus, Offer, PayoutBatch
 
 logger = logging.getLogger(__name__)
 
@@ -186,7 +195,7 @@ class _Taking:
         def record(connection: Connection, batch: PayoutBatch) -> None:
             current = find_visit(connection, session, business, mode)
             require_admin(current)
-            changes.record_batch_accepted(connection, current.actor(form), batch)
+            admin_actions.record_batch_accepted(connection, current.actor(form), batch)
 
         key = f"dashboard-{upload.id.hex}"
         offer = await self._intake.run(lambda _: Offer.of(visit.business.id, None, upload.rows(), key))
@@ -289,7 +298,7 @@ def _show(connection: Connection, visit: Visit, batch_id: str, behind: int | Non
 
 def _cancel(connection: Connection, visit: Visit, form: Form, batch_id: str) -> Redirect:
     batch = _find_batch(connection, visit, batch_id)
-    cancelled = changes.cancel_batch(connection, visit.actor(form), visit.business.id, batch.id)
+    cancelled = admin_actions.cancel_batch(connection, visit.actor(form), visit.business.id, batch.id)
     rest = format_dollars(cancelled.amount - cancelled.allocated_amount)
     return Redirect(_batch_path(visit, batch.id), f"The batch is cancelled: {rest} went back to the payout balance.")
 

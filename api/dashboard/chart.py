@@ -6,8 +6,8 @@ Across, numbers are percents of the width, and down they are pixels, so that the
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from core.ledger.overview import DayAllocated
 from core.money import format_dollars
-from core.overview import DayAllocated
 
 HEIGHT = 200
 _WIDTH = 100

@@ -10,11 +10,12 @@ from sqlalchemy import Connection
 
 from api.dashboard.forms import Form
 from api.dashboard.pages import Answer, AnyRequest, AnyResponse, Page, PageError, Pages, Redirect, Visit, not_found
-from api.recent_requests import RecentRequest, RecentRequests
-from core import api_keys, changes
-from core.api_keys import NAME_MAX_CHARACTERS, ApiKey
+from api.web.recent_requests import RecentRequest, RecentRequests
+from core import admin_actions
 from core.credentials import KeyKind
 from core.ids import IdKind, parse_id
+from core.parties import api_keys
+from core.parties.api_keys import NAME_MAX_CHARACTERS, ApiKey
 
 _GRACES = {
     "0": ("at once", timedelta()),
@@ -93,7 +94,7 @@ def _create(connection: Connection, visit: Visit, form: Form) -> Answer:
         kind = KeyKind(form.text("kind") or KeyKind.SECRET)
     except ValueError:
         raise not_found() from None
-    key, text = changes.create_api_key(connection, visit.actor(form), visit.business.id, kind, form.text("name"))
+    key, text = admin_actions.create_api_key(connection, visit.actor(form), visit.business.id, kind, form.text("name"))
     return Page("key_shown.html", {"key": key, "text": text, "old": None})
 
 
@@ -102,13 +103,15 @@ def _roll(connection: Connection, visit: Visit, form: Form, key_id: str) -> Answ
         raise PageError(422, "Nothing was done", "Choose when the old key ends.")
     text, grace = _GRACES[form.text("grace")]
     key = _find(connection, visit, key_id)
-    created, secret, old = changes.roll_api_key(connection, visit.actor(form), visit.business.id, key.id, grace=grace)
+    created, secret, old = admin_actions.roll_api_key(
+        connection, visit.actor(form), visit.business.id, key.id, grace=grace
+    )
     return Page("key_shown.html", {"key": created, "text": secret, "old": old, "old_ends": text})
 
 
 def _revoke(connection: Connection, visit: Visit, form: Form, key_id: str) -> Answer:
     key = _find(connection, visit, key_id)
-    changes.revoke_api_key(connection, visit.actor(form), visit.business.id, key.id)
+    admin_actions.revoke_api_key(connection, visit.actor(form), visit.business.id, key.id)
     return Redirect(
         f"{visit.base}/developers", f"The key that ends in {key.last4} is revoked: it is refused from now on."
     )

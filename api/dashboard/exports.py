@@ -8,8 +8,8 @@ from litestar.response import Stream
 from sqlalchemy import Connection
 
 from api.dashboard.pages import AnyRequest, AnyResponse, Pages, Visit, find_visit, not_found
-from api.lists import CSV, Listing, Lists
-from api.security_headers import browser_headers
+from api.resources.pagination import CSV, Listing, Lists
+from api.web.browser_headers import browser_headers
 
 
 async def export_csv(

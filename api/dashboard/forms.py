@@ -12,7 +12,7 @@ from uuid import UUID
 import multipart
 from litestar import Request
 
-from api.bodies import read_body
+from api.web.request_body import read_body
 from core.ids import new_id
 from core.money import format_dollars
 

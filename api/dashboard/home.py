@@ -8,7 +8,7 @@ from sqlalchemy import Connection
 
 from api.dashboard.chart import draw_days
 from api.dashboard.pages import AnyRequest, AnyResponse, Page, Pages, Visit
-from core.overview import LOW_DAYS, read_overview
+from core.ledger.overview import LOW_DAYS, read_overview
 
 
 def home_routes(pages: Pages) -> list[HTTPRouteHandler]:

@@ -19,21 +19,21 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from api.calls import DatabaseThreads
 from api.dashboard.cookies import SESSION, delete_cookie, read_cookie
 from api.dashboard.forms import ForeignFormError, Form, FormTokens, read_fields
 from api.dashboard.rendering import Renderer
 from api.dashboard.sessions import Notice, Session, Sessions
-from api.dispatcher import TooManyWaitingError
-from api.security_headers import page, redirect
-from core import accounts, audit, businesses
-from core.accounts import Account, Membership, Role
-from core.audit import Actor, AlreadyRecordedError
-from core.businesses import Business
+from api.web.browser_headers import page, redirect
+from api.web.business_request import DatabaseThreads
+from api.web.errors import TooManyWaitingError
 from core.credentials import Mode
-from core.database import describe_error, is_connection_error
+from core.database.connection import describe_error, is_connection_error
 from core.errors import UserError
 from core.ids import IdKind, format_id, parse_id
+from core.parties import accounts, audit, businesses
+from core.parties.accounts import Account, Membership, Role
+from core.parties.audit import Actor, AlreadyRecordedError
+from core.parties.businesses import Business
 
 logger = logging.getLogger(__name__)
 

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from api.dispatcher import TooManyWaitingError
-from core.database import Database
+from api.web.errors import TooManyWaitingError
+from core.database.connection import Database
 
 Found = TypeVar("Found")
 

@@ -9,11 +9,11 @@ from uuid import UUID
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from api.dashboard.assets import Assets
 from api.dashboard.forms import new_form_id
-from core.audit import Action, Entry
+from api.web.assets import Assets
 from core.ids import IdKind, format_id
 from core.money import format_decimal, format_dollars
+from core.parties.audit import Action, Entry
 
 _ACTIONS: dict[str, str] = {
     Action.BUSINESS_CREATED: "Created the business",

@@ -5,9 +5,7 @@ from typing import Any
 from litestar import Request, Router
 from litestar.response import Response
 
-from api.batch_intake import BatchIntake
-from api.calls import DatabaseThreads
-from api.dashboard.assets import Assets
+from api.batches.intake import BatchIntake
 from api.dashboard.batches import batch_page_routes
 from api.dashboard.developers import developer_routes
 from api.dashboard.forms import FormTokens
@@ -22,10 +20,12 @@ from api.dashboard.sign_in_tries import SignInTries
 from api.dashboard.transactions import transaction_page_routes
 from api.dashboard.uploads import Uploads
 from api.dashboard.users import user_routes
-from api.lists import Lists
-from api.recent_requests import RecentRequests
-from core.database import Database
-from core.settings import Settings
+from api.resources.pagination import Lists
+from api.web.assets import Assets
+from api.web.business_request import DatabaseThreads
+from api.web.recent_requests import RecentRequests
+from core.database.connection import Database
+from core.settings.loader import Settings
 from workers.servers import open_async_redis
 
 _POOL_SIZE = 6  # for the threads of `DatabaseThreads` and of `PasswordThreads`
@@ -38,7 +38,7 @@ class Dashboard:
     def __init__(self, settings: Settings, lists: Lists, intake: BatchIntake, recent_requests: RecentRequests) -> None:
         secret = settings.hash_secret_bytes
         self._database = Database.from_settings(settings, pool_size=_POOL_SIZE)
-        self._threads = DatabaseThreads(self._database, timeout_s=settings.settle_timeout_s)
+        self._threads = DatabaseThreads(self._database, timeout_s=settings.resolve_timeout_s)
         self._passwords = PasswordThreads(self._database)
         self._redis = open_async_redis(settings, retries=1)
         self._upload_redis = open_async_redis(settings, retries=1, timeout_s=_UPLOAD_TIMEOUT_S)

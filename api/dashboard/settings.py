@@ -21,10 +21,11 @@ from api.dashboard.pages import (
     Visit,
     not_found,
 )
-from core import accounts, audit, changes
-from core.accounts import INVITATION_LIFE, Role
+from core import admin_actions
 from core.errors import UserError
 from core.money import BALANCE_MAX_CENTS, format_dollars
+from core.parties import accounts, audit
+from core.parties.accounts import INVITATION_LIFE, Role
 
 _LOG_ROWS = 25
 _SETTINGS = "/{business:str}/{mode:str}/settings"
@@ -100,7 +101,7 @@ def _set_payouts(connection: Connection, visit: Visit, form: Form) -> Answer:
     if wanted not in {"yes", "no"}:
         raise not_found()
     is_enabled = wanted == "yes"
-    changes.set_payouts_enabled(connection, visit.actor(form), visit.business.id, enabled=is_enabled)
+    admin_actions.set_payouts_enabled(connection, visit.actor(form), visit.business.id, enabled=is_enabled)
     text = "Payouts are enabled." if is_enabled else "Payouts are disabled: calls that pay are refused from now on."
     return _done(visit, text)
 
@@ -113,7 +114,7 @@ def _add_funds(connection: Connection, visit: Visit, form: Form) -> Answer:
     if amount > visit.business.balance:
         text = f"The main balance has {format_dollars(visit.business.balance)}, which is less than that."
         return _show(connection, visit, {"amount": text}, form)
-    changed = changes.add_funds(connection, visit.actor(form), visit.business.id, amount)
+    changed = admin_actions.add_funds(connection, visit.actor(form), visit.business.id, amount)
     text = (
         f"{format_dollars(amount)} moved to the payout balance, which is {format_dollars(changed.payout_balance)} now."
     )
@@ -127,7 +128,7 @@ def _set_threshold(connection: Connection, visit: Visit, form: Form) -> Answer:
             threshold = form.cents("threshold", least=0, most=BALANCE_MAX_CENTS)
         except FormError as error:
             return _show(connection, visit, {"threshold": str(error)}, form)
-    changes.set_low_balance_threshold(connection, visit.actor(form), visit.business.id, threshold)
+    admin_actions.set_low_balance_threshold(connection, visit.actor(form), visit.business.id, threshold)
     if threshold is None:
         return _done(visit, "There is no warning threshold any more; the recent rate still warns.")
     return _done(visit, f"Home warns when the payout balance is below {format_dollars(threshold)}.")
@@ -139,7 +140,7 @@ def _invite_at(request: AnyRequest) -> Work:
     def invite(connection: Connection, visit: Visit, form: Form) -> Answer:
         role = _read_role(form)
         try:
-            token = changes.invite_member(connection, visit.actor(form), visit.live.id, form.text("email"), role)
+            token = admin_actions.invite_member(connection, visit.actor(form), visit.live.id, form.text("email"), role)
         except audit.AlreadyRecordedError:
             raise
         except UserError as error:
@@ -156,21 +157,23 @@ def _invite_at(request: AnyRequest) -> Work:
 
 
 def _set_role(connection: Connection, visit: Visit, form: Form) -> Answer:
-    member = changes.set_member_role(
+    member = admin_actions.set_member_role(
         connection, visit.actor(form), visit.live.id, _read_id(form, "account"), _read_role(form)
     )
     return _done(visit, f"{member.email} is {_with_article(member.role)} now.")
 
 
 def _remove_member(connection: Connection, visit: Visit, form: Form) -> Answer:
-    member = changes.remove_member(connection, visit.actor(form), visit.live.id, _read_id(form, "account"))
+    member = admin_actions.remove_member(connection, visit.actor(form), visit.live.id, _read_id(form, "account"))
     if member.account_id == visit.account.id:
         return Redirect(HOME, f"You are not a member of {visit.live.name} any more.")
     return _done(visit, f"{member.email} is not a member any more, and sees nothing from now on.")
 
 
 def _withdraw_invitation(connection: Connection, visit: Visit, form: Form) -> Answer:
-    email = changes.withdraw_invitation(connection, visit.actor(form), visit.live.id, _read_id(form, "invitation"))
+    email = admin_actions.withdraw_invitation(
+        connection, visit.actor(form), visit.live.id, _read_id(form, "invitation")
+    )
     return _done(visit, f"The invitation of {email} is withdrawn: its link leads nowhere.")
 
 

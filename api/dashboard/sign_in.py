@@ -23,11 +23,12 @@ from api.dashboard.pages import (
 from api.dashboard.password_threads import PasswordThreads
 from api.dashboard.sessions import Notice, looks_like_random_id, new_random_id
 from api.dashboard.sign_in_tries import SignInTries, Try, network_of
-from api.security_headers import local_path, redirect
-from core import accounts, changes
-from core.accounts import PASSWORD_CHARACTERS_MIN, Account, Invitation, PasswordError
+from api.web.browser_headers import local_path, redirect
+from core import admin_actions
 from core.credentials import Mode
 from core.emails import normalise_email
+from core.parties import accounts
+from core.parties.accounts import PASSWORD_CHARACTERS_MIN, Account, Invitation, PasswordError
 
 ACCOUNT = "/dashboard/account"
 
@@ -145,7 +146,9 @@ class _People:
             return await self._make_invitation(request, invitation, text, 429)
 
         try:
-            account = await self._passwords.run(lambda database: changes.accept_invitation(database, token, password))
+            account = await self._passwords.run(
+                lambda database: admin_actions.accept_invitation(database, token, password)
+            )
         except PasswordError as error:
             return await self._make_invitation(request, invitation, str(error), 422)
         if account is None:

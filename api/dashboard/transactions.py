@@ -8,12 +8,12 @@ from sqlalchemy import Connection
 
 from api.dashboard.exports import export_csv
 from api.dashboard.pages import AnyRequest, AnyResponse, Page, PageError, Pages, Visit
-from api.lists import Listing, Lists
-from api.parameters import Parameters, history_cursor
-from api.transactions import transactions_listing
-from core import history
-from core.history import Position, Selection, Transaction, TransactionType
-from core.payout_users import PayoutUserError, find_payout_user
+from api.resources.pagination import Listing, Lists
+from api.resources.query_parameters import Parameters, history_cursor
+from api.resources.transactions import transactions_listing
+from core.ledger import history
+from core.ledger.history import Position, Selection, Transaction, TransactionType
+from core.parties.payout_users import PayoutUserError, find_payout_user
 
 _ROWS = 25
 _NOBODY = "There is no payout user with this e-mail."

@@ -7,11 +7,13 @@ from sqlalchemy import Connection
 from api.dashboard.forms import Form
 from api.dashboard.pages import AnyRequest, AnyResponse, Page, Pages, Redirect, Visit, not_found
 from api.dashboard.rendering import write_id
-from api.parameters import Parameters, history_cursor
-from core import changes, history, payout_users
-from core.history import Position, Selection
+from api.resources.query_parameters import Parameters, history_cursor
+from core import admin_actions
 from core.ids import IdKind, parse_id
-from core.payout_users import PayoutUser, UserOrder, UserStatus
+from core.ledger import history
+from core.ledger.history import Position, Selection
+from core.parties import payout_users
+from core.parties.payout_users import PayoutUser, UserOrder, UserStatus
 
 _ROWS = 25
 _SEARCH_MAX_CHARACTERS = 255
@@ -74,7 +76,7 @@ def _set_status(connection: Connection, visit: Visit, form: Form, user_id: str) 
         status = UserStatus(form.text("status"))
     except ValueError:
         raise not_found() from None
-    changes.set_user_status(connection, visit.actor(form), visit.business.id, user.id, status)
+    admin_actions.set_user_status(connection, visit.actor(form), visit.business.id, user.id, status)
     is_active = status is UserStatus.ACTIVE
     done = "is active: the hash is let in." if is_active else "is inactive: the hash is refused, and the money waits."
     return Redirect(f"{visit.base}/users/{user_id}", f"{user.email} {done}")

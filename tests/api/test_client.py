@@ -36,9 +36,9 @@ from api.client import (
     TooManyRequestsError,
     UnauthorizedError,
 )
-from api.embedded import find_free_port
-from core import api_keys, businesses
+from api.local.servers import find_free_port
 from core.credentials import KeyKind, payout_hash
+from core.parties import api_keys, businesses
 from tests.servers import HASH_SECRET, Account, System, open_account, verify_books
 
 KEY = "sk_live_" + "k" * 40

@@ -13,12 +13,12 @@ import httpx
 import sqlalchemy as sa
 from redis import Redis
 
-from api.embedded import EmbeddedValkey
-from api.publisher import Publisher, make_instance_prefix
+from api.allocations.publisher import Publisher, make_instance_prefix
+from api.local.servers import EmbeddedValkey
 from core.credentials import digest_of, email_digest
 from core.ids import new_id
-from core.messages import Allocation, BatchCodec
-from core.settings import Settings, load_settings
+from core.messages import Allocation, GroupCodec
+from core.settings.loader import Settings, load_settings
 from tests.servers import HASH_SECRET, Account, System
 from workers.app import ALLOCATE_TASK, QUEUE, create_celery
 
@@ -169,7 +169,7 @@ def test_broker_holds_no_email_in_clear_or_in_base64(valkey: EmbeddedValkey) -> 
         for n in range(23)
     ]
     prefix = make_instance_prefix()
-    publisher = Publisher(create_celery(settings), BatchCodec(settings.hash_secret_bytes), prefix, threads=1)
+    publisher = Publisher(create_celery(settings), GroupCodec(settings.hash_secret_bytes), prefix, threads=1)
     asyncio.run(publisher.publish(publisher.make_task_id(), allocations))
     publisher.close()
     with Redis.from_url(valkey.url) as redis:
@@ -181,7 +181,7 @@ def test_broker_holds_no_email_in_clear_or_in_base64(valkey: EmbeddedValkey) -> 
     assert envelope["headers"]["id"].startswith(prefix)
     (sealed,), options, _ = json.loads(base64.b64decode(envelope["body"]))
     assert options == {}
-    assert BatchCodec(settings.hash_secret_bytes).open(sealed) == allocations
+    assert GroupCodec(settings.hash_secret_bytes).open(sealed) == allocations
     opened = base64.b64decode(envelope["body"]) + base64.b64decode(sealed.partition(":")[2])
     for secret in (EMAIL.encode(), b"somebody", HASH_SECRET.encode()):
         for offset in range(3):

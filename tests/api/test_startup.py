@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from honcho.environ import parse_procfile
 
-from api.embedded import find_free_port
+from api.local.servers import find_free_port
 from tests.servers import HASH_SECRET, ROOT, Servers, run_valkey
 
 PROCFILE: dict[str, str] = parse_procfile((ROOT / "Procfile").read_text()).processes
@@ -46,14 +46,14 @@ def test_each_mistake_is_a_line_before_anything_starts(name: str, tmp_path: Path
         tmp_path,
         database_url=NOWHERE,
         redis_url="http://:redis-password@127.0.0.1:1",
-        batch_max="many",
+        group_max="many",
         batchmax="1",
         lock_ttl_s="-1",
     )
     assert (ended.returncode, ended.stdout) == (2, "")
     warning, *mistakes = ended.stderr.replace("Error: ", "").splitlines()
-    assert warning == "Warning: PAYOUTS_BATCHMAX is no setting; did you mean PAYOUTS_BATCH_MAX?"
-    assert [line.split(":")[0] for line in mistakes] == ["PAYOUTS_REDIS_URL", "PAYOUTS_BATCH_MAX", "PAYOUTS_LOCK_TTL_S"]
+    assert warning == "Warning: PAYOUTS_BATCHMAX is no setting; did you mean PAYOUTS_GROUP_MAX?"
+    assert [line.split(":")[0] for line in mistakes] == ["PAYOUTS_REDIS_URL", "PAYOUTS_GROUP_MAX", "PAYOUTS_LOCK_TTL_S"]
 
 
 @pytest.mark.parametrize("name", ["web", "worker", "beat", "flower", "migrate", "up"])

@@ -7,10 +7,10 @@ from typing import Any
 import httpx
 import pytest
 
-from core import api_keys
-from core.businesses import PLAY_MONEY_CENTS, get_business, set_payouts_enabled
 from core.credentials import KeyKind
 from core.ids import new_id
+from core.parties import api_keys
+from core.parties.businesses import PLAY_MONEY_CENTS, get_business, set_payouts_enabled
 from tests.core.builders import allocate, allocation_of, make_allocation, withdraw
 from tests.servers import Account, System, open_account, verify_books
 

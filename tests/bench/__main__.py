@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from core.database import Database
+from core.database.connection import Database
 from tests.bench import dashboard, goals, report
 from tests.bench.accounts import open_accounts
 from tests.bench.load import LoadGenerator

@@ -8,10 +8,10 @@ from uuid import UUID
 import sqlalchemy as sa
 
 from core.credentials import KeyKind, Mode, digest_of, make_api_key
-from core.database import Database
+from core.database.connection import Database
+from core.database.tables import api_keys, businesses, payout_transactions
 from core.ids import new_id
 from core.messages import Allocation
-from core.tables import api_keys, businesses, payout_transactions
 
 EMAILS = 100_000
 """E-mails are `user0@example.com` and so on; each request draws one."""

@@ -14,15 +14,15 @@ import sqlalchemy as sa
 from litestar.routes import HTTPRoute
 
 from api.app import create_app
-from api.recent_requests import RecentRequests
-from core import changes
-from core.accounts import Role
-from core.audit import COMMAND_LINE
-from core.businesses import Business
-from core.database import Database
-from core.day_sums import forget_sums
+from api.web.recent_requests import RecentRequests
+from core import admin_actions
+from core.database.connection import Database
 from core.ids import IdKind, format_id
-from core.settings import load_settings
+from core.ledger.day_sums import forget_sums
+from core.parties.accounts import Role
+from core.parties.audit import COMMAND_LINE
+from core.parties.businesses import Business
+from core.settings.loader import load_settings
 from tests.bench.cpu import CpuWatch
 from tests.bench.history import find_imbalances
 from tests.bench.progress import report_progress
@@ -178,8 +178,8 @@ def _wait_until_summed(database: Database, business_id: UUID, findings: Dashboar
 
 def _sign_in(service: Service, business: Business, client: httpx.Client) -> None:
     with service.database.transaction() as connection:
-        token = changes.invite_member(connection, COMMAND_LINE, business.id, _EMAIL, Role.ADMIN)
-    assert changes.accept_invitation(service.database, token, _PASSWORD)
+        token = admin_actions.invite_member(connection, COMMAND_LINE, business.id, _EMAIL, Role.ADMIN)
+    assert admin_actions.accept_invitation(service.database, token, _PASSWORD)
     form = _read_form(client, "/dashboard/sign-in")
     answer = client.post("/dashboard/sign-in", data=form | {"email": _EMAIL, "password": _PASSWORD})
     assert answer.status_code == 303, answer.text

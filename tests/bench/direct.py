@@ -8,9 +8,9 @@ from typing import Any
 from litestar import Litestar, Request, Response, get, post
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from api import responses
-from api.responses import Refusal
-from api.validation import NotAnObject, PayoutRequest, parse_payout_request
+from api.web import responses
+from api.web.responses import Refusal
+from api.web.validation import NotAnObject, PayoutRequest, parse_payout_request
 from core.credentials import digest_of, looks_like_secret_key, payout_hash
 from core.ids import new_id
 from tests.bench.one_allocation import (

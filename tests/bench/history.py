@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from core.database import Database
-from core.verification import verify
+from core.database.connection import Database
+from core.ledger.verification import verify
 from tests.bench.load import Load
 
 _QUIET_S = 0.4
@@ -31,7 +31,7 @@ def read_history(database: Database) -> History:
     return History(rows, int(cents))
 
 
-def read_settled_history(database: Database) -> History:
+def read_resolved_history(database: Database) -> History:
     """Wait until calls that nobody waits for any more have been carried out as well."""
     give_up_at = time.monotonic() + _SETTLED_WITHIN_S
     history = read_history(database)

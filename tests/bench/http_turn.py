@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from tests.bench.accounts import Accounts
 from tests.bench.cpu import CpuWatch
-from tests.bench.history import find_imbalances, find_miscounts, read_settled_history
+from tests.bench.history import find_imbalances, find_miscounts, read_resolved_history
 from tests.bench.load import Demand, Load, LoadGenerator
 from tests.bench.measurements import Key, Measurement
 from tests.bench.systems import Service
@@ -50,7 +50,7 @@ class HttpTurn:
         self._spread = accounts.spread
         self._hot = accounts.fresh_hot()
         self._generator = generator
-        self._history = read_settled_history(service.database)
+        self._history = read_resolved_history(service.database)
         self.result = Result([], [])
 
     def warm_up(self, seconds: int) -> None:
@@ -98,7 +98,7 @@ class HttpTurn:
                 each.stop()
 
     def _count(self, workload: str, loads: Sequence[Load], in_flight_max: int) -> None:
-        before, self._history = self._history, read_settled_history(self._service.database)
+        before, self._history = self._history, read_resolved_history(self._service.database)
         problems = find_miscounts(before, self._history, loads, in_flight_max)
         self.result.problems += [f"{self._service.name}, {workload}: {problem}" for problem in problems]
 

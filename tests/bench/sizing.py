@@ -16,8 +16,8 @@ import msgspec
 import psutil
 import sqlalchemy as sa
 
-from core import ledger
-from core.database import Database
+from core.database.connection import Database
+from core.ledger import statements
 from tests.bench.accounts import Account, open_accounts
 from tests.bench.load import Demand, LoadGenerator
 from tests.bench.progress import report_progress
@@ -63,7 +63,7 @@ class Writer:
                 each = self._account.allocation(f"user{self._number * _STRIDE % self._users}@example.com", 1)
                 allocations.append(each if key is None else msgspec.structs.replace(each, idempotency_key=key()))
             with self._database.pipeline() as connection:
-                ledger.allocate(connection, HASH_SECRET.encode(), allocations)
+                statements.allocate(connection, HASH_SECRET.encode(), allocations)
         return (self._read(_LOG_BYTES) - before) / rows
 
     def print_sizes(self) -> None:

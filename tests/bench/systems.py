@@ -12,8 +12,8 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from api.embedded import find_free_port
-from core.database import Database
+from api.local.servers import find_free_port
+from core.database.connection import Database
 from tests.servers import HASH_SECRET, ROOT, Servers, run_system, wait_until_ready
 
 OURS = "ours"

@@ -12,11 +12,11 @@ from celery import Celery
 from litestar import Litestar, Request, Response, get, post
 from redis import Redis
 
-from api import responses
-from api.validation import NotAnObject, PayoutRequest, parse_payout_request
-from core.api_keys import find_secret_keys
+from api.web import responses
+from api.web.validation import NotAnObject, PayoutRequest, parse_payout_request
 from core.credentials import digest_of, looks_like_secret_key, payout_hash
 from core.ids import new_id
+from core.parties.api_keys import find_secret_keys
 from tests.bench.one_allocation import (
     CREDIT_USER,
     DEBIT_BUSINESS,

@@ -5,10 +5,10 @@ from uuid import uuid4
 
 from playwright.sync_api import Page, expect
 
-from core import changes
-from core.accounts import Role
-from core.audit import COMMAND_LINE
+from core import admin_actions
 from core.ids import IdKind, format_id
+from core.parties.accounts import Role
+from core.parties.audit import COMMAND_LINE
 from tests.servers import Account, System
 
 PASSWORD = "a pass phrase for tests"  # noqa: S105
@@ -31,8 +31,8 @@ def join(system: System, account: Account, role: Role = Role.ADMIN, email: str |
     """Make somebody a member; the tests of invitations do it by hand."""
     email = email or f"{uuid4().hex}@example.com"
     with system.database.transaction() as connection:
-        token = changes.invite_member(connection, COMMAND_LINE, account.business.id, email, role)
-    assert changes.accept_invitation(system.database, token, PASSWORD) is not None
+        token = admin_actions.invite_member(connection, COMMAND_LINE, account.business.id, email, role)
+    assert admin_actions.accept_invitation(system.database, token, PASSWORD) is not None
     return Person(email, f"/dashboard/{format_id(IdKind.BUSINESS, account.business.id)}/live")
 
 

@@ -11,8 +11,8 @@ import httpx
 import pytest
 from playwright.sync_api import Dialog, Page, expect
 
-from core import api_keys
 from core.credentials import KeyKind
+from core.parties import api_keys
 from tests.browser.conftest import OpenPage, Watch
 from tests.browser.people import PASSWORD, Person, fill_in_sign_in, join, sign_in
 from tests.servers import Account, System, open_account

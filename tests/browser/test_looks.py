@@ -13,9 +13,10 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, expect
 
-from core import businesses, changes
-from core.accounts import Role
-from core.audit import COMMAND_LINE
+from core import admin_actions
+from core.parties import businesses
+from core.parties.accounts import Role
+from core.parties.audit import COMMAND_LINE
 from tests.browser.conftest import DESKTOP, PHONE, OpenPage, Watch
 from tests.browser.people import Person, join, sign_in
 from tests.servers import Account, System, open_account
@@ -61,8 +62,8 @@ def shop(system: System) -> Shop:
         users = client.get("/payout/users", params={"email": "person3@example.com"}, headers=headers).json()["data"]
         client.patch(f"/payout/users/{users[0]['id']}", json={"status": "inactive"}, headers=headers)
     with system.database.transaction() as connection:
-        changes.invite_member(connection, COMMAND_LINE, account.business.id, LONG_EMAIL, Role.VIEWER)
-        changes.set_low_balance_threshold(connection, COMMAND_LINE, account.business.id, 90_000_000)
+        admin_actions.invite_member(connection, COMMAND_LINE, account.business.id, LONG_EMAIL, Role.VIEWER)
+        admin_actions.set_low_balance_threshold(connection, COMMAND_LINE, account.business.id, 90_000_000)
         businesses.deposit(connection, account.business.id, 1_234_500)
     return Shop(account, admin, viewer, batch["id"], users[0]["id"])
 

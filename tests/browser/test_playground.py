@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 
-from core import api_keys, businesses
 from core.credentials import KeyKind
+from core.parties import api_keys, businesses
 from tests.browser.conftest import PHONE, OpenPage, Watch
 from tests.servers import Account, Servers, System, open_account, run_system
 

@@ -21,10 +21,10 @@ import redis
 import sqlalchemy as sa
 from honcho.environ import parse_procfile
 
-from api.embedded import EmbeddedPostgres, EmbeddedValkey, find_free_port
-from core.database import Database
-from core.schema import migrate
-from core.settings import Settings, load_settings
+from api.local.servers import EmbeddedPostgres, EmbeddedValkey, find_free_port
+from core.database.connection import Database
+from core.database.schema import migrate
+from core.settings.loader import Settings, load_settings
 from tests.chaos.proxy import Proxy, proxied_postgres_url, proxied_valkey_url, proxy_postgres, proxy_valkey
 from tests.pgbouncer import PgBouncer, run_pgbouncer
 from tests.servers import HASH_SECRET, ROOT, Account, make_directory, open_account

@@ -9,7 +9,7 @@ from uuid import UUID
 import sqlalchemy as sa
 
 from core.credentials import payout_hash
-from core.database import Database
+from core.database.connection import Database
 from tests.chaos.cluster import Cluster, wait_until
 from tests.chaos.load import Answer, Key
 from tests.servers import HASH_SECRET, verify_books

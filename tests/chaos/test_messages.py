@@ -12,9 +12,9 @@ from uuid import UUID
 
 import pytest
 
-from core.database import read_clock_us
+from core.database.connection import read_clock_us
 from core.ids import new_id
-from core.messages import Allocation, BatchCodec, Outcome
+from core.messages import Allocation, GroupCodec, Outcome
 from tests.chaos.cluster import Cluster, run_cluster, wait_until
 from tests.chaos.faults import sleep_until
 from tests.chaos.history import assert_history_is_what_clients_were_told
@@ -67,8 +67,8 @@ def send(cluster: Cluster, allocation: Allocation) -> str:
     return task_id
 
 
-def codec(cluster: Cluster) -> BatchCodec:
-    return BatchCodec(cluster.settings.hash_secret_bytes)
+def codec(cluster: Cluster) -> GroupCodec:
+    return GroupCodec(cluster.settings.hash_secret_bytes)
 
 
 def reply_to(cluster: Cluster, task_id: str) -> object:
@@ -144,7 +144,7 @@ def foreign_messages(cluster: Cluster) -> dict[str, bytes]:
             arguments({"__type__": "datetime", "__value__": CANARY})
         ),
         "unknown version": task_message(arguments(f"2:{CANARY}{sealed}")),
-        "sealed by another": task_message(arguments(BatchCodec(CANARY.encode() * 3).seal([stranger]))),
+        "sealed by another": task_message(arguments(GroupCodec(CANARY.encode() * 3).seal([stranger]))),
         "business that does not exist": task_message(arguments(codec(cluster).seal([stranger]))),
         "10 MB": task_message(arguments("1:" + CANARY * (10_000_000 // len(CANARY)))),
         "10 MB that is not text": os.urandom(10_000_000),

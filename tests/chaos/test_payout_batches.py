@@ -12,15 +12,15 @@ import httpx
 import pytest
 import sqlalchemy as sa
 
-from core import payout_batches
+from core.batches import payout_batches
+from core.batches.payout_batches import BatchStatus, PayoutBatch
 from core.ids import IdKind, parse_id
-from core.payout_batches import BatchStatus, PayoutBatch
 from tests.chaos.cluster import Cluster, Process, run_cluster, wait_until
 from tests.chaos.faults import kill_valkey, rows_held
 from tests.chaos.history import Entry, find_contradictions
 from tests.chaos.load import Load, steady_load, unexpected
 from tests.servers import Account, verify_books
-from workers.batches import CHUNK_ROWS
+from workers.tasks.batches import CHUNK_ROWS
 
 ROWS = 20_000
 KILLS = 3
@@ -159,7 +159,7 @@ def test_batches_worker_that_is_asked_to_end_finishes_its_task_and_hands_the_res
         row_lock_timeout_s="8",
         transaction_timeout_s="9",
         lock_ttl_s="10",
-        settle_timeout_s="10",
+        resolve_timeout_s="10",
         reply_timeout_s="20",
     ) as cluster:
         batch = send_batch(cluster, cluster.open_account(), draw_rows())

@@ -4,12 +4,12 @@ from uuid import UUID
 
 import sqlalchemy as sa
 
-from core import payout_batches
-from core.businesses import Business, get_business, set_payouts_enabled
-from core.database import Database
+from core.batches import payout_batches
+from core.batches.payout_batches import Accepted, BatchRow, BatchStatus, Offer, PayoutBatch
+from core.database.connection import Database
 from core.ids import new_id
 from core.messages import Outcome
-from core.payout_batches import Accepted, BatchRow, BatchStatus, Offer, PayoutBatch
+from core.parties.businesses import Business, get_business, set_payouts_enabled
 from tests.core.builders import HASH_SECRET
 from tests.servers import Account, verify_books
 

@@ -11,14 +11,14 @@ import sqlalchemy as sa
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from hypothesis import strategies as st
 
-from core import ledger, settlement
-from core.businesses import get_business
 from core.credentials import message_key
-from core.database import Database
+from core.database.connection import Database
+from core.database.tables import payout_transactions, payout_users
 from core.ids import new_id
+from core.ledger import resolution, statements
+from core.ledger.resolution import Resolution
 from core.messages import Allocation, Outcome
-from core.settlement import Settlement
-from core.tables import payout_transactions, payout_users
+from core.parties.businesses import get_business
 from tests import servers
 from tests.servers import Account
 
@@ -59,17 +59,17 @@ def allocation_of(
 def allocate(database: Database, *allocations: Allocation) -> list[Outcome]:
     """Carry one batch out in a transaction of its own, as a worker does."""
     with database.pipeline() as connection:
-        return ledger.allocate(connection, HASH_SECRET, allocations)
+        return statements.allocate(connection, HASH_SECRET, allocations)
 
 
 def withdraw(database: Database, allocation: Allocation) -> bool:
     with database.transaction() as connection:
-        return settlement.withdraw(connection, allocation)
+        return resolution.withdraw(connection, allocation)
 
 
-def settle(database: Database, *allocations: Allocation) -> Settlement:
+def resolve(database: Database, *allocations: Allocation) -> Resolution:
     with database.transaction() as connection:
-        return settlement.settle(connection, allocations)
+        return resolution.resolve(connection, allocations)
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ def keys_of(allocations: Iterable[Allocation]) -> set[tuple[UUID, UUID]]:
 
 
 texts = st.text(st.characters(exclude_categories=["Cs"]))
-batches = st.lists(
+groups = st.lists(
     st.builds(
         Allocation,
         id=st.uuids(),

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
-from core.database import Database
+from core.database.connection import Database
 from tests.servers import Account, open_account
 
 settings.register_profile("core", deadline=None, suppress_health_check=[HealthCheck.too_slow])

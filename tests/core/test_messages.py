@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.messages import Allocation, BatchCodec, MessageError, Outcome
+from core.messages import Allocation, GroupCodec, MessageError, Outcome
 from tests import previous_release
-from tests.core.builders import HASH_SECRET, batches, make_allocation, seal_by_hand
+from tests.core.builders import HASH_SECRET, groups, make_allocation, seal_by_hand
 
-CODEC = BatchCodec(HASH_SECRET)
+CODEC = GroupCodec(HASH_SECRET)
 EMAIL = "somebody@secret.example"
-BATCH = [make_allocation(UUID(int=1), UUID(int=2), email=EMAIL, amount_cents=7, idempotency_key="the key")]
+GROUP = [make_allocation(UUID(int=1), UUID(int=2), email=EMAIL, amount_cents=7, idempotency_key="the key")]
 NOT_TEXT = "the message is not text"
 UNKNOWN_VERSION = "the message has an unknown version"
 DAMAGED = "the message is damaged, or sealed with another PAYOUTS_HASH_SECRET"
@@ -22,7 +22,7 @@ DAMAGED = "the message is damaged, or sealed with another PAYOUTS_HASH_SECRET"
 _encode = msgspec.msgpack.Encoder(uuid_format="bytes").encode
 
 
-def refusal_of(message: object, codec: BatchCodec = CODEC) -> str:
+def refusal_of(message: object, codec: GroupCodec = CODEC) -> str:
     with pytest.raises(MessageError) as caught:
         codec.open(message)
     assert caught.value.__cause__ is None
@@ -30,31 +30,31 @@ def refusal_of(message: object, codec: BatchCodec = CODEC) -> str:
     return str(caught.value)
 
 
-@given(batches)
-def test_what_is_sealed_can_be_opened(batch: list[Allocation]) -> None:
-    assert CODEC.open(CODEC.seal(batch)) == batch
+@given(groups)
+def test_what_is_sealed_can_be_opened(group: list[Allocation]) -> None:
+    assert CODEC.open(CODEC.seal(group)) == group
 
 
-def test_a_sealed_message_shows_nothing_of_the_batch() -> None:
-    sealed = CODEC.seal(BATCH)
+def test_a_sealed_message_shows_nothing_of_the_group() -> None:
+    sealed = CODEC.seal(GROUP)
     assert sealed.isascii()
     raw = base64.b64decode(sealed.removeprefix("1:"))
-    for secret in (EMAIL.encode(), b"secret", b"the key", BATCH[0].id.bytes, HASH_SECRET):
+    for secret in (EMAIL.encode(), b"secret", b"the key", GROUP[0].id.bytes, HASH_SECRET):
         assert secret not in raw
         assert secret not in sealed.encode()
 
 
-def test_the_same_batch_is_never_sealed_the_same_way() -> None:
-    assert len({CODEC.seal(BATCH) for _ in range(20)}) == 20
+def test_the_same_group_is_never_sealed_the_same_way() -> None:
+    assert len({CODEC.seal(GROUP) for _ in range(20)}) == 20
 
 
 def test_another_secret_does_not_open_it() -> None:
-    assert refusal_of(CODEC.seal(BATCH), BatchCodec(b"x" * 32)) == DAMAGED
+    assert refusal_of(CODEC.seal(GROUP), GroupCodec(b"x" * 32)) == DAMAGED
 
 
 @pytest.mark.parametrize("version", ["", "0", "2", "11", " 1", "１"])  # noqa: RUF001 (a full-width 1)
 def test_another_version_is_not_opened(version: str) -> None:
-    assert refusal_of(version + CODEC.seal(BATCH).removeprefix("1")) == UNKNOWN_VERSION
+    assert refusal_of(version + CODEC.seal(GROUP).removeprefix("1")) == UNKNOWN_VERSION
 
 
 @pytest.mark.parametrize("message", [None, 1, 1.5, b"1:AAAA", ["1:AAAA"], {"1": 1}, CODEC, True])
@@ -64,14 +64,14 @@ def test_what_is_not_text_is_refused(message: object) -> None:
 
 @given(st.integers(min_value=0), st.integers(1, 255))
 def test_a_message_with_one_byte_changed_is_refused(position: int, change: int) -> None:
-    raw = bytearray(base64.b64decode(CODEC.seal(BATCH).removeprefix("1:")))
+    raw = bytearray(base64.b64decode(CODEC.seal(GROUP).removeprefix("1:")))
     raw[position % len(raw)] ^= change
     assert refusal_of(f"1:{base64.b64encode(raw).decode()}") == DAMAGED
 
 
 @given(st.integers(min_value=0))
 def test_a_message_that_is_cut_short_is_refused(length: int) -> None:
-    sealed = CODEC.seal(BATCH)
+    sealed = CODEC.seal(GROUP)
     assert refusal_of(sealed[: length % len(sealed)]) in {DAMAGED, UNKNOWN_VERSION}
 
 
@@ -82,8 +82,8 @@ def test_any_other_text_is_refused(text: str) -> None:
 
 
 @given(st.binary())
-def test_sealed_bytes_that_are_no_batch_are_refused(plain: bytes) -> None:
-    if plain != b"\x90":  # an empty batch
+def test_sealed_bytes_that_are_no_group_are_refused(plain: bytes) -> None:
+    if plain != b"\x90":  # an empty group
         assert refusal_of(seal_by_hand(plain)) == DAMAGED
 
 
@@ -93,9 +93,9 @@ def test_sealed_bytes_that_are_no_batch_are_refused(plain: bytes) -> None:
         {"id": EMAIL},
         [[EMAIL]],
         [EMAIL],
-        [[*msgspec.structs.astuple(BATCH[0])[:4], "seven", 1]],
-        [[*msgspec.structs.astuple(BATCH[0])[:5]]],
-        [[EMAIL, *msgspec.structs.astuple(BATCH[0])[1:]]],
+        [[*msgspec.structs.astuple(GROUP[0])[:4], "seven", 1]],
+        [[*msgspec.structs.astuple(GROUP[0])[:5]]],
+        [[EMAIL, *msgspec.structs.astuple(GROUP[0])[1:]]],
     ],
 )
 def test_a_sealed_message_of_another_shape_is_refused_and_not_repeated(plain: object) -> None:
@@ -103,7 +103,7 @@ def test_a_sealed_message_of_another_shape_is_refused_and_not_repeated(plain: ob
 
 
 def test_a_sealed_email_that_is_not_utf8_is_refused() -> None:
-    plain = _encode(BATCH).replace(EMAIL.encode(), b"\xff" * len(EMAIL))
+    plain = _encode(GROUP).replace(EMAIL.encode(), b"\xff" * len(EMAIL))
     assert refusal_of(seal_by_hand(plain)) == DAMAGED
 
 
@@ -119,19 +119,19 @@ def test_ten_megabytes_of_garbage_are_refused(piece: str) -> None:
 
 
 def test_a_field_that_a_newer_process_added_is_ignored() -> None:
-    newer = [[*msgspec.structs.astuple(each), "a field of tomorrow", {"more": 1}] for each in BATCH]
-    assert CODEC.open(seal_by_hand(_encode(newer))) == BATCH
+    newer = [[*msgspec.structs.astuple(each), "a field of tomorrow", {"more": 1}] for each in GROUP]
+    assert CODEC.open(seal_by_hand(_encode(newer))) == GROUP
 
 
 def test_a_field_that_an_older_process_does_not_know_has_its_default() -> None:
-    older = [msgspec.structs.astuple(each)[:6] for each in BATCH]
+    older = [msgspec.structs.astuple(each)[:6] for each in GROUP]
     assert CODEC.open(seal_by_hand(_encode(older))) == [
-        msgspec.structs.replace(BATCH[0], idempotency_key=None, request_id="")
+        msgspec.structs.replace(GROUP[0], idempotency_key=None, request_id="")
     ]
 
 
 def test_an_allocation_is_shown_by_its_id_alone() -> None:
-    assert repr(BATCH[0]) == f"Allocation(txn_{BATCH[0].id.hex})"
+    assert repr(GROUP[0]) == f"Allocation(txn_{GROUP[0].id.hex})"
 
 
 # A message of the release before, as it was on the queue; frozen, as `tests/previous_release.py` is.
@@ -141,32 +141,32 @@ VERSION_1_MESSAGE = (
     "7NXJtPjT4+j2k+SkkcXUu8IjW2MP/DvdPh6XW0uxydaiUCWD9By9RLbv1UUFl2prbFYoxjO5wgGRQK31ZJVDJXnhve8uGDQrbUoF"
     "wzQH7c1PNa/Uw7eLq/aU5yLH2nBosI9VzX3ieXjHeIiynaW6i794L7mQ2ZpZNnBwGi"
 )
-VERSION_1_BATCH = [
+VERSION_1_GROUP = [
     Allocation(UUID(int=1), UUID(int=2), UUID(int=3), "a@example.com", 100, 1_700_000_000_000_000, None),
     Allocation(UUID(int=4), UUID(int=2), UUID(int=3), "b@example.com", 10_000_000, 1_700_000_000_000_001, "a key"),
 ]
 
 
 def test_message_of_the_release_before_can_be_opened() -> None:
-    opened = BatchCodec(VERSION_1_SECRET).open(VERSION_1_MESSAGE)
+    opened = GroupCodec(VERSION_1_SECRET).open(VERSION_1_MESSAGE)
     assert [msgspec.structs.astuple(each)[:7] for each in opened] == [
-        msgspec.structs.astuple(each)[:7] for each in VERSION_1_BATCH
+        msgspec.structs.astuple(each)[:7] for each in VERSION_1_GROUP
     ]
     added = {field.name for field in msgspec.structs.fields(Allocation)[7:]}
-    assert all(getattr(each, name) == getattr(VERSION_1_BATCH[0], name) for each in opened for name in added)
+    assert all(getattr(each, name) == getattr(VERSION_1_GROUP[0], name) for each in opened for name in added)
 
 
-@given(batches)
-def test_message_that_the_release_before_encodes_can_be_opened(batch: list[Allocation]) -> None:
-    older = [previous_release.Allocation(*msgspec.structs.astuple(each)[:7]) for each in batch]
+@given(groups)
+def test_message_that_the_release_before_encodes_can_be_opened(group: list[Allocation]) -> None:
+    older = [previous_release.Allocation(*msgspec.structs.astuple(each)[:7]) for each in group]
     opened = CODEC.open(previous_release.seal(older, HASH_SECRET))
     assert [msgspec.structs.astuple(each)[:7] for each in opened] == [msgspec.structs.astuple(each) for each in older]
 
 
-@given(batches)
-def test_message_of_today_can_be_opened_by_the_release_before(batch: list[Allocation]) -> None:
-    opened = previous_release.open_sealed(CODEC.seal(batch), HASH_SECRET)
-    assert [msgspec.structs.astuple(each) for each in opened] == [msgspec.structs.astuple(each)[:7] for each in batch]
+@given(groups)
+def test_message_of_today_can_be_opened_by_the_release_before(group: list[Allocation]) -> None:
+    opened = previous_release.open_sealed(CODEC.seal(group), HASH_SECRET)
+    assert [msgspec.structs.astuple(each) for each in opened] == [msgspec.structs.astuple(each)[:7] for each in group]
 
 
 def test_replies_to_the_release_before_are_ones_that_it_knows() -> None:

@@ -9,11 +9,12 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from core import businesses, payout_batches
-from core.accounts import Role
-from core.businesses import Business
+from core.batches import payout_batches
+from core.batches.payout_batches import BODY_MAX_BYTES
 from core.credentials import Mode
-from core.payout_batches import BODY_MAX_BYTES
+from core.parties import businesses
+from core.parties.accounts import Role
+from core.parties.businesses import Business
 from tests.core.builders import read_history
 from tests.dashboard.test_pages import actions
 from tests.dashboard.visitors import Document, Visitor, base, read_business, sign_in

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from api.dashboard.chart import draw_days
 from api.dashboard.forms import ForeignFormError, FormError, parse_upload, read_dollars
 from api.dashboard.sign_in_tries import network_of
+from core.ledger.overview import DayAllocated
 from core.money import BALANCE_MAX_CENTS, format_decimal, format_dollars
-from core.overview import DayAllocated
 
 
 @given(st.integers(0, BALANCE_MAX_CENTS))

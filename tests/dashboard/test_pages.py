@@ -8,14 +8,14 @@ from datetime import UTC, datetime
 import httpx
 import pytest
 
-from api.security_headers import CONTENT_SECURITY_POLICY
-from core import api_keys
-from core.accounts import Role
-from core.audit import Entry, list_entries
-from core.businesses import Business
+from api.web.browser_headers import CONTENT_SECURITY_POLICY
 from core.credentials import Mode
 from core.ids import IdKind, format_id
-from core.payout_users import find_payout_user
+from core.parties import api_keys
+from core.parties.accounts import Role
+from core.parties.audit import Entry, list_entries
+from core.parties.businesses import Business
+from core.parties.payout_users import find_payout_user
 from tests.core.builders import allocate, allocation_of
 from tests.dashboard.visitors import (
     Document,

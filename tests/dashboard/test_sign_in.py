@@ -10,9 +10,10 @@ import httpx
 import pytest
 import redis
 
-from core import accounts, changes
-from core.accounts import Role
-from core.audit import COMMAND_LINE, list_entries
+from core import admin_actions
+from core.parties import accounts
+from core.parties.accounts import Role
+from core.parties.audit import COMMAND_LINE, list_entries
 from tests.dashboard.visitors import (
     PASSWORD,
     Document,
@@ -323,7 +324,7 @@ def _other_admin(system: System) -> UUID:
 
 def invite(system: System, account: Account, email: str, role: Role = Role.VIEWER) -> str:
     with system.database.transaction() as connection:
-        return changes.invite_member(connection, COMMAND_LINE, account.business.id, email, role)
+        return admin_actions.invite_member(connection, COMMAND_LINE, account.business.id, email, role)
 
 
 def test_an_invitation_makes_an_account_once(system: System, account: Account) -> None:

@@ -10,12 +10,13 @@ from typing import Any
 
 import httpx
 
-from core import accounts, businesses, changes
-from core.accounts import Role
-from core.audit import COMMAND_LINE
-from core.businesses import Business
+from core import admin_actions
 from core.credentials import Mode
 from core.ids import IdKind, format_id
+from core.parties import accounts, businesses
+from core.parties.accounts import Role
+from core.parties.audit import COMMAND_LINE
+from core.parties.businesses import Business
 from tests.servers import System
 
 PASSWORD = "correct horse battery"  # noqa: S105
@@ -163,4 +164,4 @@ def read_business(system: System, business: Business) -> Business:
 
 def deposit(system: System, business: Business, cents: int) -> None:
     with system.database.transaction() as connection:
-        changes.deposit(connection, COMMAND_LINE, business.id, cents)
+        admin_actions.deposit(connection, COMMAND_LINE, business.id, cents)

@@ -12,7 +12,7 @@ import psycopg
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from core.database import Database
+from core.database.connection import Database
 
 Result = TypeVar("Result")
 

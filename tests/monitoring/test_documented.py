@@ -78,7 +78,9 @@ def test_every_outcome_has_a_series_from_the_start() -> None:
     """An increase from nothing to one is none to Prometheus."""
     text = metrics.render_api("")[0].decode()
     assert all(f'payouts_allocations_total{{outcome="{outcome.value}"}}' in text for outcome in Outcome)
-    assert all(f'payouts_settles_total{{result="{result}"}}' in text for result in ("committed", "never", "unknown"))
+    assert all(
+        f'payouts_resolutions_total{{result="{result}"}}' in text for result in ("committed", "never", "unknown")
+    )
 
 
 def exposed_series() -> set[str]:
@@ -117,7 +119,7 @@ def test_every_metric_is_in_the_dashboard_or_an_alert() -> None:
 def test_dashboard_has_a_row_for_each_matter_and_asks_the_provisioned_source() -> None:
     titles = [panel["title"] for panel in DASHBOARD["panels"] if panel["type"] == "row"]
     assert titles == [
-        "Traffic", "Latency", "Queues", "Resends, settles, reversals", "Locks and connections", "Payout batches",
+        "Traffic", "Latency", "Queues", "Resends, resolves, reversals", "Locks and connections", "Payout batches",
         "Books",
     ]  # fmt: skip
     sources = yaml.safe_load((MONITORING / "grafana/provisioning/datasources/prometheus.yml").read_text())

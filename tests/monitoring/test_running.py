@@ -16,9 +16,9 @@ import redis
 import sqlalchemy as sa
 from prometheus_client.parser import text_string_to_metric_families
 
-from api.embedded import find_free_port
-from core import api_keys
-from core.verification import Verdict
+from api.local.servers import find_free_port
+from core.ledger.verification import Verdict
+from core.parties import api_keys
 from tests.servers import Servers, System, open_account, run_system, run_valkey, wait_until_ready
 from workers.app import BATCHES_QUEUE, QUEUE, VERDICT_KEY
 from workers.metrics import PORTS
@@ -132,13 +132,13 @@ def test_counts_are_what_was_sent(watched: System) -> None:
     assert outcomes == expected
     assert {name: decided[f'payouts_worker_allocations_total{{outcome="{name}"}}'] for name in expected} == expected
     sent = sum(value for name, value in told.items() if name.startswith("payouts_allocations_total"))
-    assert told["payouts_batch_allocations_sum"] == told["payouts_allocation_seconds_count"] == sent
+    assert told["payouts_group_allocations_sum"] == told["payouts_allocation_seconds_count"] == sent
     assert told["payouts_waiting_seconds_count"] == sent
-    assert told["payouts_batch_allocations_count"] <= sent
-    assert told["payouts_round_trip_seconds_count"] == told["payouts_batch_allocations_count"]
+    assert told["payouts_group_allocations_count"] <= sent
+    assert told["payouts_round_trip_seconds_count"] == told["payouts_group_allocations_count"]
     assert 0 < told["payouts_allocation_seconds_sum"] < 40 * 10
     assert decided['payouts_sql_seconds_count{work="allocations"}'] == decided["payouts_locked_seconds_count"]
-    assert decided['payouts_task_seconds_count{task="payouts.allocate"}'] >= told["payouts_batch_allocations_count"]
+    assert decided['payouts_task_seconds_count{task="payouts.allocate"}'] >= told["payouts_group_allocations_count"]
     posted = {status: told[f'payouts_http_requests_total{{method="POST",route="/payout/create",status="{status}"}}']
               for status in (201, 400, 401, 403, 422)}  # fmt: skip
     assert posted == {201: 33, 400: 3, 401: 1, 403: 1, 422: 1}
@@ -291,7 +291,7 @@ def test_calls_answered_429_are_counted_by_what_there_was_too_much_of(servers: S
 
 @pytest.mark.timeout(300)
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="processes are found in /proc")
-def test_stopped_workers_show_as_old_messages_resends_and_settles(servers: Servers) -> None:
+def test_stopped_workers_show_as_old_messages_resends_and_resolves(servers: Servers) -> None:
     """And what is sent meanwhile is expired, also when the workers come back and find the messages."""
     port = find_metrics_base()
     with run_valkey() as valkey:
@@ -322,7 +322,7 @@ def test_stopped_workers_show_as_old_messages_resends_and_settles(servers: Serve
                 assert told["payouts_payout_batch_idle_seconds"] > 2
                 more = grown(before, told)
                 assert more["payouts_resends_total"] >= 2
-                assert more['payouts_settles_total{result="never"}'] == 1
+                assert more['payouts_resolutions_total{result="never"}'] == 1
                 assert more['payouts_allocations_total{outcome="expired"}'] == 1
                 assert more['payouts_http_requests_total{method="POST",route="/payout/create",status="500"}'] == 1
                 assert more["payouts_round_trip_age_seconds"] > 3

@@ -1,0 +1,1 @@
+"""Payout batches over HTTP: endpoints, intake, and the reader of their files."""

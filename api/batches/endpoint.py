@@ -1,0 +1,163 @@
+"""Payout batches over HTTP: accept, list, show, and what became of each row."""
+
+from collections.abc import Iterable
+from typing import Any
+from uuid import UUID
+
+from litestar import get, route
+from litestar.handlers import HTTPRouteHandler
+from sqlalchemy import Connection
+
+from api.batches.intake import BatchIntake
+from api.batches.rows import find_format
+from api.resources import schemas
+from api.resources.pagination import Listing, Lists
+from api.resources.query_parameters import Parameters, batches_cursor, results_cursor
+from api.web import responses
+from api.web.business_request import AnyRequest, BusinessCalls
+from api.web.errors import TooManyWaitingError
+from api.web.headers import read_header
+from api.web.idempotency import strip_key
+from api.web.request_body import read_body
+from api.web.request_log import note_of
+from api.web.responses import AnyResponse, Refusal
+from core.batches import payout_batches
+from core.batches.payout_batches import BODY_MAX_BYTES, BatchResult, PayoutBatch, RowOutcome
+from core.credentials import payout_hash
+from core.ids import IdKind, format_id, parse_id
+from core.money import format_decimal
+
+PATH = "/payout/batches"
+ITEM_PATH = "/payout/batches/{batch_id:str}"
+UPLOAD_TIMEOUT_S = 120.0
+RESULTS_PATH = "/payout/batches/{batch_id:str}/results"
+
+
+def batch_routes(calls: BusinessCalls, lists: Lists, intake: BatchIntake, hash_secret: bytes) -> list[HTTPRouteHandler]:
+    """Wire the endpoints."""
+
+    # One handler, since Litestar's answer to OPTIONS names the methods of one.
+    @route(PATH, http_method=["GET", "POST"], request_max_body_size=BODY_MAX_BYTES)
+    async def list_or_create_batches(request: AnyRequest) -> AnyResponse:
+        return await (_list(request, lists) if request.method == "GET" else _create(request, calls, intake))
+
+    @get(ITEM_PATH)
+    async def get_batch(request: AnyRequest, batch_id: str) -> AnyResponse:
+        return await calls.answer(request, lambda connection, business_id: _get(connection, business_id, batch_id))
+
+    @get(RESULTS_PATH)
+    async def list_results(request: AnyRequest, batch_id: str) -> AnyResponse:
+        parameters = Parameters.from_query(request.query_params.multi_items())
+        behind, limit = parameters.results_cursor(), parameters.limit()
+        listing = results_listing(batch_id, hash_secret)
+        return await lists.answer(request, parameters.errors, listing, behind, limit)
+
+    return [list_or_create_batches, get_batch, list_results]
+
+
+async def _list(request: AnyRequest, lists: Lists) -> AnyResponse:
+    parameters = Parameters.from_query(request.query_params.multi_items())
+    behind, limit = parameters.batches_cursor(), parameters.limit()
+    return await lists.answer(request, parameters.errors, _BATCHES, behind, limit)
+
+
+async def _create(request: AnyRequest, calls: BusinessCalls, intake: BatchIntake) -> AnyResponse:
+    identity = await calls.identify(request)
+    if isinstance(identity, Refusal):
+        return identity.response()
+    idempotency_key = strip_key(read_header(request.scope["headers"], b"idempotency-key"))
+    written_as = find_format(request.headers.get("content-type", ""))
+    try:
+        with intake.enter():
+            body = await read_body(request, UPLOAD_TIMEOUT_S)
+            accepted = await intake.accept(identity, body, written_as, idempotency_key)
+    except TooManyWaitingError:
+        return responses.TOO_MANY_REQUESTS.response()
+    if isinstance(accepted, Refusal | dict):
+        return responses.respond(accepted)
+    note_of(request.scope).batch_id = accepted.batch.id
+    document = schemas.Batch.of(accepted.batch)
+    headers = {"Location": f"{PATH}/{document.id}"}
+    if accepted.is_replay:
+        headers["Idempotent-Replayed"] = "true"
+    return responses.respond(document, 202, headers)
+
+
+_BATCHES: Listing[PayoutBatch, UUID] = Listing(
+    name="payout-batches",
+    read=lambda connection, business_id, behind, limit: payout_batches.list_batches(
+        connection, business_id, limit=limit, behind=behind
+    ),
+    place_of=lambda batch: batch.id,
+    write_cursor=batches_cursor,
+    document=schemas.Batch.of,
+    csv_columns=("id", "status", "total", "processed", "amount_cents", "amount_dollars", "created_at", "finished_at"),
+    csv_row=lambda batch: (
+        format_id(IdKind.BATCH, batch.id),
+        batch.status,
+        batch.total,
+        batch.processed,
+        batch.amount,
+        format_decimal(batch.amount),
+        batch.created_at,
+        batch.finished_at,
+    ),
+)
+
+
+def results_listing(batch_id: str, hash_secret: bytes | None) -> Listing[BatchResult, int]:
+    """Return the list of a batch's rows; without the secret, without hashes."""
+
+    def read(connection: Connection, business_id: UUID, behind: int | None, limit: int) -> list[BatchResult] | Refusal:
+        batch = _find(connection, business_id, batch_id)
+        if batch is None:
+            return responses.NOT_FOUND
+        return payout_batches.list_results(connection, batch, limit=limit, behind=behind)
+
+    def document(row: BatchResult) -> schemas.BatchRow:
+        hash_ = None
+        if hash_secret is not None and row.outcome is RowOutcome.ALLOCATED:
+            hash_ = payout_hash(hash_secret, row.business_id, row.email)
+        return schemas.BatchRow.of(row, hash_)
+
+    def csv_row(row: BatchResult) -> Iterable[Any]:
+        shown = document(row)
+        return (
+            shown.row,
+            shown.email,
+            shown.amount,
+            format_decimal(shown.amount),
+            shown.reference,
+            shown.outcome,
+            shown.hash,
+            shown.transaction,
+        )
+
+    return Listing(
+        name="results",
+        read=read,
+        place_of=lambda row: row.position,
+        write_cursor=results_cursor,
+        document=document,
+        csv_columns=(
+            "row",
+            "email",
+            "amount_cents",
+            "amount_dollars",
+            "reference",
+            "outcome",
+            "hash",
+            "transaction",
+        ),
+        csv_row=csv_row,
+    )
+
+
+def _get(connection: Connection, business_id: UUID, batch_id: str) -> responses.Answer:
+    batch = _find(connection, business_id, batch_id)
+    return schemas.Batch.of(batch) if batch else responses.NOT_FOUND
+
+
+def _find(connection: Connection, business_id: UUID, batch_id: str) -> PayoutBatch | None:
+    id_ = parse_id(IdKind.BATCH, batch_id)
+    return payout_batches.find_batch(connection, business_id, id_) if id_ else None

@@ -1,0 +1,197 @@
+"""Taking payout batches in: check the rows, load them, reserve the money, and tell the workers."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import copy_context
+from typing import TypeVar
+from uuid import UUID
+
+from celery import Celery
+from sqlalchemy import Connection
+
+from api.batches.rows import BatchFormat, parse_rows
+from api.web import responses
+from api.web.authentication import Identity, find_refusal
+from api.web.errors import TooManyWaitingError
+from api.web.idempotency import may_be_key
+from api.web.responses import REFUSAL_BY_OUTCOME, Refusal
+from api.web.validation import FieldErrors, NotAnObject
+from core import metrics
+from core.batches import payout_batches
+from core.batches.payout_batches import Accepted, Offer, PayoutBatch
+from core.database.connection import DATABASE_ERRORS, Database
+from core.ids import IdKind, format_id, new_id
+from core.messages import Outcome
+from core.parties.businesses import lock_business
+from workers.app import send_chunk
+
+logger = logging.getLogger(__name__)
+Found = TypeVar("Found")
+
+_AT_ONCE_MAX = 2
+_ENTERED_MAX = 12  # of 32 MiB each at most
+TIMEOUT_S = 60.0
+_FIND_OUT_WITHIN_S = 20.0
+_AGAIN_AFTER_S = 0.2
+
+
+class _NotAcceptedError(Exception):
+    """Rolls back what was loaded; carries the answer."""
+
+    def __init__(self, answer: Accepted | Outcome) -> None:
+        super().__init__()
+        self.answer = answer
+
+
+class BatchIntake:
+    """Takes batches in, few at a time: each may be 32 MiB, and has a transaction as long as its rows take."""
+
+    def __init__(self, database: Database, celery: Celery, hash_secret: bytes, *, timeout_s: float = TIMEOUT_S) -> None:
+        self._database = database
+        self._celery = celery
+        self._hash_secret = hash_secret
+        self._timeout_s = timeout_s
+        self._executor = ThreadPoolExecutor(_AT_ONCE_MAX, thread_name_prefix="batches")
+        self._entered = 0
+
+    @contextmanager
+    def enter(self) -> Iterator[None]:
+        """Make room for one more upload, before its body is read.
+
+        Raises:
+            TooManyWaitingError: there is none.
+
+        """
+        if self._entered >= _ENTERED_MAX:
+            metrics.TOO_MANY_REQUESTS.labels("uploads").inc()
+            raise TooManyWaitingError
+        self._entered += 1
+        try:
+            yield
+        finally:
+            self._entered -= 1
+
+    async def accept(
+        self, identity: Identity, body: bytes, written_as: BatchFormat, idempotency_key: str | None
+    ) -> Accepted | Refusal | FieldErrors:
+        """Accept a batch as a whole, or say why not.
+
+        Raises:
+            TimeoutError: it took too long; nothing was accepted.
+
+        """
+        return await self.run(lambda check_time: self._accept(identity, body, written_as, idempotency_key, check_time))
+
+    async def accept_offer(self, offer: Offer, record: Callable[[Connection, PayoutBatch], None]) -> Accepted | Refusal:
+        """Accept rows that were checked, or say why not; `record` writes who did it, in the same transaction.
+
+        Raises:
+            TimeoutError: it took too long; nothing was accepted.
+            UserError: `record` raised it; nothing was accepted.
+
+        """
+        return await self.run(lambda check_time: self._accept_offer(offer, check_time, record))
+
+    async def run(self, work: Callable[[Callable[[], None]], Found]) -> Found:
+        """Do something that takes as long as the rows of a batch; it is given what ends it when its time is over."""
+        # Whoever works on it looks at the time itself: a thread that nobody waits for would go on to accept.
+        deadline = time.monotonic() + self._timeout_s
+        # In the call's context, so that its trace goes on in the thread.
+        carry_out = copy_context().run
+        return await asyncio.get_running_loop().run_in_executor(
+            self._executor, carry_out, work, lambda: _check(deadline)
+        )
+
+    def close(self) -> None:
+        """Let go of the threads."""
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+    def _accept(
+        self,
+        identity: Identity,
+        body: bytes,
+        written_as: BatchFormat,
+        idempotency_key: str | None,
+        check_time: Callable[[], None],
+    ) -> Accepted | Refusal | FieldErrors:
+        check_time()
+        refusal = find_refusal(self._database, identity)
+        if refusal is responses.UNAUTHORIZED:
+            return refusal
+        if not may_be_key(idempotency_key):
+            return refusal or responses.IDEMPOTENCY_KEY_MALFORMED
+        rows = parse_rows(body, written_as, check_time)
+        if not isinstance(rows, list):
+            return refusal or (responses.NOT_AN_OBJECT if isinstance(rows, NotAnObject) else rows)
+        offer = Offer.of(identity.business_id, identity.api_key_id, rows, idempotency_key)
+        return self._accept_offer(offer, check_time, lambda *_: None)
+
+    def _accept_offer(
+        self, offer: Offer, check_time: Callable[[], None], record: Callable[[Connection, PayoutBatch], None]
+    ) -> Accepted | Refusal:
+        check_time()
+        answer = self._database.read(lambda connection: payout_batches.find_obstacle(connection, offer))
+        if answer is None:
+            answer = self._load(offer, check_time, record)
+        if isinstance(answer, Outcome):
+            return REFUSAL_BY_OUTCOME[answer]
+        if not answer.is_replay:
+            metrics.PAYOUT_BATCHES_ACCEPTED.inc()
+            metrics.PAYOUT_BATCH_ROWS_ACCEPTED.inc(answer.batch.total)
+            self._tell_workers(answer)
+        return answer
+
+    def _load(
+        self, offer: Offer, check_time: Callable[[], None], record: Callable[[Connection, PayoutBatch], None]
+    ) -> Accepted | Outcome:
+        batch_id = new_id()
+        try:
+            with self._database.transaction() as connection:
+                payout_batches.load_rows(connection, self._hash_secret, offer, batch_id)
+                answer = payout_batches.accept(connection, offer, batch_id)
+                if isinstance(answer, Outcome) or answer.is_replay:
+                    raise _NotAcceptedError(answer)
+                record(connection, answer.batch)
+                check_time()
+                return answer
+        except _NotAcceptedError as refused:
+            return refused.answer
+        except DATABASE_ERRORS as error:
+            return self._find_out(offer, batch_id, error)
+
+    def _find_out(self, offer: Offer, batch_id: UUID, error: Exception) -> Accepted:
+        """Return the batch if it was committed after all: an answer of 500 says that nothing was debited.
+
+        Behind the business's lock, what was under way when the connection broke has ended.
+        """
+        give_up_at = time.monotonic() + _FIND_OUT_WITHIN_S
+        while True:
+            try:
+                with self._database.transaction() as connection:
+                    lock_business(connection, offer.business_id)
+                    batch = payout_batches.find_batch(connection, offer.business_id, batch_id)
+            except DATABASE_ERRORS:
+                if time.monotonic() >= give_up_at:
+                    logger.error("%s may be accepted, and was answered 500", format_id(IdKind.BATCH, batch_id))
+                    raise error from None
+                time.sleep(_AGAIN_AFTER_S)
+            else:
+                if batch is None:
+                    raise error
+                return Accepted(batch, is_replay=False)
+
+    def _tell_workers(self, accepted: Accepted) -> None:
+        """Send the first chunk's task; where that fails, the periodic task finds the batch."""
+        try:
+            send_chunk(self._celery, accepted.batch.business_id, accepted.batch.id, 0)
+        except Exception as error:  # noqa: BLE001 (kombu lets the errors of every transport through)
+            logger.warning("a payout batch waits for the periodic task: %s", type(error).__name__)
+
+
+def _check(deadline: float) -> None:
+    if time.monotonic() >= deadline:
+        raise TimeoutError

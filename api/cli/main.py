@@ -1,0 +1,106 @@
+"""The command line `payouts`: one line for each known error, and nothing slow imported before it is needed."""
+
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import NoReturn
+
+import rich_click as click
+
+from api.local.data_dir import DEFAULT_DATA_DIR
+from api.local.up import run_up
+from core.errors import UserError
+
+
+def main() -> NoReturn:
+    """Run the command line; what the user can put right is one line on standard error."""
+    try:
+        _check_encoding(sys.argv[1:])
+        cli()
+    except UserError as error:
+        for line in str(error).splitlines():
+            click.echo(f"Error: {line}", err=True)
+        sys.exit(error.exit_code)
+    sys.exit(0)
+
+
+def _check_encoding(arguments: list[str]) -> None:
+    try:
+        "".join(arguments).encode()
+    except UnicodeEncodeError:
+        text = "the arguments must be UTF-8"
+        raise UserError(text) from None
+
+
+class _LazyGroup(click.RichGroup):
+    """Imports the administrators' commands, and SQLAlchemy with them, only where one is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return ["up", "push", "doctor", *self._admin_commands()]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        return {"up": up, "push": push, "doctor": doctor}.get(cmd_name) or self._admin_commands().get(cmd_name)
+
+    @staticmethod
+    def _admin_commands() -> dict[str, click.Command]:
+        from api.cli.admin import COMMANDS
+
+        return COMMANDS
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(version("payouts"), package_name="payouts")
+def cli() -> None:
+    """Pay people by e-mail."""
+
+
+@click.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8000, envvar="PORT", show_default=True, help="Port; or $PORT."
+)
+@click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=DEFAULT_DATA_DIR,
+    show_default=True,
+    help="Where the embedded servers keep their data.",
+)
+@click.option("--flower/--no-flower", default=True, show_default=True, help="Flower, which shows the tasks.")
+def up(host: str, port: int, data_dir: Path, *, flower: bool) -> None:
+    """Run everything on this machine."""
+    run_up(host, port, data_dir, with_flower=flower)
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--key", envvar="PAYOUTS_KEY", required=True, help="Secret API key; or $PAYOUTS_KEY, which nobody sees.")
+@click.option(
+    "--url", envvar="PAYOUTS_URL", default="http://127.0.0.1:8000", show_default=True, help="Server; or $PAYOUTS_URL."
+)
+@click.option("--decimal", is_flag=True, help="Amounts are in dollars, such as 10.50, and not in cents.")
+@click.option("--dry-run", is_flag=True, help="Check the file and the balance, and send nothing.")
+@click.option("--yes", is_flag=True, help="Do not ask on a terminal.")
+def push(file: Path, key: str, url: str, *, decimal: bool, dry_run: bool, yes: bool) -> None:
+    """Pay the rows of a CSV or NDJSON file: email, amount and, if wanted, reference.
+
+    The same file pays once, however often it is pushed: run it again after an interruption.
+    """
+    from api.cli.push import run_push
+
+    run_push(file, url, key, in_dollars=decimal, is_dry_run=dry_run, is_confirmed=yes)
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    help=f"Check what `payouts up` runs there (without PAYOUTS_DATABASE_URL: {DEFAULT_DATA_DIR}).",
+)
+@click.option("--url", envvar="PAYOUTS_URL", help="The API's address; or $PAYOUTS_URL, which `payouts up` leaves.")
+def doctor(*, as_json: bool, data_dir: Path | None, url: str | None) -> None:
+    """Check everything, and say what to do about what is wrong: exit code 1, or 2 for settings."""
+    from api.cli.doctor import run_doctor
+
+    sys.exit(run_doctor(data_dir, url, as_json=as_json))

@@ -1,0 +1,1 @@
+"""The read endpoints: balance, users, transactions, health, metrics."""

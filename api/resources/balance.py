@@ -1,0 +1,28 @@
+"""GET /balance: what a business has."""
+
+from uuid import UUID
+
+from litestar import get
+from litestar.handlers import HTTPRouteHandler
+from sqlalchemy import Connection
+
+from api.resources import schemas
+from api.web.business_request import AnyRequest, BusinessCalls
+from api.web.responses import AnyResponse
+from core.parties.businesses import get_business
+
+PATH = "/balance"
+
+
+def balance_route(calls: BusinessCalls) -> HTTPRouteHandler:
+    """Wire the endpoint."""
+
+    @get(PATH)
+    async def read_balance(request: AnyRequest) -> AnyResponse:
+        return await calls.answer(request, _read)
+
+    return read_balance
+
+
+def _read(connection: Connection, business_id: UUID) -> schemas.Balance:
+    return schemas.Balance.of(get_business(connection, business_id))

@@ -1,0 +1,1 @@
+"""How HTTP is read and answered: protocol, authentication, validation, log, limits."""

@@ -1,0 +1,116 @@
+"""The history, as it is read back: newest first. Each function runs inside the caller's transaction."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy import Connection
+
+from core.database.tables import payout_transactions, payout_users
+
+
+class TransactionType(StrEnum):
+    """What moved the money: each type is a reason of its own."""
+
+    FUNDING = "funding"
+    ALLOCATION = "allocation"
+    REVERSAL = "reversal"
+
+
+@dataclass(frozen=True, slots=True)
+class Transaction:
+    """A row of the history; amounts in cents, always positive: the type tells the direction."""
+
+    id: UUID
+    type: TransactionType
+    payout_user_id: UUID | None
+    email: str | None
+    amount: int
+    payout_balance_after: int
+    user_balance_after: int | None
+    idempotency_key: str | None
+    reversed_id: UUID | None
+    batch_id: UUID | None
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which rows of a business's history; `since` is included, `until` is not."""
+
+    type: TransactionType | None = None
+    payout_user_id: UUID | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """A place in the history: just behind the row with this time and id."""
+
+    created_at: datetime
+    id: UUID
+
+
+_COLUMNS = (
+    payout_transactions.c.id,
+    payout_transactions.c.type,
+    payout_transactions.c.payout_user_id,
+    # One look-up for each row: a join was planned over all users of the business.
+    sa.select(payout_users.c.email)
+    .where(
+        payout_users.c.business_id == payout_transactions.c.business_id,
+        payout_users.c.id == payout_transactions.c.payout_user_id,
+    )
+    .scalar_subquery()
+    .label("email"),
+    payout_transactions.c.amount,
+    payout_transactions.c.payout_balance_after,
+    payout_transactions.c.user_balance_after,
+    payout_transactions.c.idempotency_key,
+    payout_transactions.c.reversed_id,
+    payout_transactions.c.batch_id,
+    payout_transactions.c.created_at,
+)
+_SELECT = sa.select(*_COLUMNS)
+
+
+def list_transactions(
+    connection: Connection, business_id: UUID, selection: Selection, *, limit: int, behind: Position | None = None
+) -> list[Transaction]:
+    """Return up to `limit` rows, newest first, from the start or from behind a place.
+
+    Whoever walks on sees every row that was there at the start once. What commits meanwhile may be seen or not: its
+    time is that of its transaction's beginning.
+    """
+    history = payout_transactions.c
+    # Always true; the condition of the index.
+    query = _SELECT.where(history.business_id == business_id, history.amount > sa.literal_column("0"))
+    if selection.type is not None:
+        # Written out, so that PostgreSQL sees which partial index fits.
+        query = query.where(history.type == sa.literal_column(f"'{selection.type}'"))
+    if selection.payout_user_id is not None:
+        query = query.where(history.payout_user_id == selection.payout_user_id)
+    if selection.since is not None:
+        query = query.where(history.created_at >= selection.since)
+    if selection.until is not None:
+        query = query.where(history.created_at < selection.until)
+    if behind is not None:
+        query = query.where(sa.tuple_(history.created_at, history.id) < (behind.created_at, behind.id))
+    query = query.order_by(history.created_at.desc(), history.id.desc()).limit(limit)
+    return list(_transactions(connection, query))
+
+
+def find_transaction(connection: Connection, business_id: UUID, transaction_id: UUID) -> Transaction | None:
+    """Return one row of a business's history."""
+    query = _SELECT.where(payout_transactions.c.business_id == business_id, payout_transactions.c.id == transaction_id)
+    return next(_transactions(connection, query), None)
+
+
+def _transactions(connection: Connection, query: sa.Select[tuple[object, ...]]) -> Iterator[Transaction]:
+    for row in connection.execute(query):
+        values = row._asdict()
+        yield Transaction(**values | {"type": TransactionType(values["type"])})

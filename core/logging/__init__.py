@@ -1,0 +1,1 @@
+"""Log lines: how they are made, written, and kept free of secrets."""

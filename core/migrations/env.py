@@ -1,8 +1,0 @@
-"""What Alembic runs: `core.schema` hands over an open transaction."""
-
-from alembic import context
-
-from core.tables import metadata
-
-context.configure(connection=context.config.attributes["connection"], target_metadata=metadata)
-context.run_migrations()

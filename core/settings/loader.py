@@ -1,0 +1,449 @@
+"""All settings and limits: one typed object, read from environment variables with the prefix `PAYOUTS_`."""
+
+import os
+import sys
+from collections.abc import Collection, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_type_hints
+from urllib.parse import parse_qs, quote, unquote, urlsplit
+
+import msgspec
+from msgspec import Meta
+
+from core.errors import UserError
+from core.settings.server_urls import UrlError, check_url
+from core.settings.weak_secrets import find_weakness
+
+PREFIX = "PAYOUTS_"
+FILE_SUFFIX = "_FILE"
+HASH_SECRET_CHARACTERS_MIN = 32
+POOLER_TRANSACTION = "transaction"
+_PASSWORD_CHARACTERS_MIN = 12
+_TIME_LIMIT_MAX_S = 3600
+_STARTUP_TIMEOUT_S = 30.0
+_SHOWN_CHARACTERS_MAX = 60
+_SECRET_FILE_BYTES_MAX = 65_536
+
+
+class SettingsError(UserError):
+    """Settings are missing or wrong; `mistakes` has one line for each, without secrets."""
+
+    exit_code = 2
+
+    def __init__(self, mistakes: list[str]) -> None:
+        super().__init__("\n".join(mistakes))
+        self.mistakes = mistakes
+
+
+def _seconds(description: str) -> Meta:
+    """Describe a time limit: positive, and finite."""
+    return Meta(gt=0, le=_TIME_LIMIT_MAX_S, description=description)
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """Every setting, with its unit in its name. README's table has these descriptions."""
+
+    environment: Annotated[
+        Literal["development", "production"],
+        Meta(description="in `production`, nothing starts with a missing, weak or example secret"),
+    ] = "development"
+    database_url: Annotated[str, Meta(description="PostgreSQL 18, as `postgresql://user:password@host/name`")]
+    database_password: Annotated[str, Meta(description="the password, where the URL has none; in any characters")] = ""
+    redis_url: Annotated[
+        str,
+        Meta(description="Redis or Valkey for locks and replies, as `redis://`, `rediss://` or `redis+sentinel://`"),
+    ]
+    broker_url: Annotated[
+        str,
+        Meta(description="Celery's broker, `amqp://` or `amqps://` too; the same as `PAYOUTS_REDIS_URL` if not set"),
+    ] = ""
+    hash_secret: Annotated[
+        str,
+        Meta(
+            min_length=HASH_SECRET_CHARACTERS_MIN,
+            description="key of the payout hashes, at least 32 characters; if it changes, so does every hash",
+        ),
+    ]
+    group_max: Annotated[int, Meta(ge=1, le=10_000, description="allocations that one Celery task carries")] = 500
+    in_flight_max: Annotated[int, Meta(ge=1, le=64, description="Celery tasks under way for one API process")] = 2
+    waiting_max: Annotated[int, Meta(ge=1, description="callers waiting in one API process; beyond, 429")] = 5_000
+    request_body_max_bytes: Annotated[int, Meta(ge=1024, description="largest body of an ordinary request")] = 65_536
+    rate_limit_per_s: Annotated[
+        int, Meta(ge=0, le=1_000_000, description="calls a second that each API key may make; 0: no limit")
+    ] = 0
+    rate_limit_burst: Annotated[
+        int, Meta(ge=0, le=1_000_000, description="calls that a key may make at once after a pause; 0: one second's")
+    ] = 0
+    batch_stalled_after_s: Annotated[
+        float, _seconds("a payout batch on which nobody has worked for this long is sent to the workers again")
+    ] = 10.0
+    resend_after_s: Annotated[float, _seconds("without a reply, a batch is published again")] = 1.0
+    reply_timeout_s: Annotated[float, _seconds("an allocation's deadline, from its arrival")] = 6.0
+    resolve_timeout_s: Annotated[
+        float,
+        _seconds("after the deadline, time to find out for certain before the answer is 500"),
+    ] = 3.0
+    transaction_timeout_s: Annotated[
+        float,
+        Meta(
+            ge=0.1,
+            le=_TIME_LIMIT_MAX_S,
+            description="PostgreSQL ends a longer transaction, so a stalled worker frees its rows",
+        ),
+    ] = 2.0
+    row_lock_timeout_s: Annotated[
+        float,
+        Meta(
+            ge=0.1,
+            le=_TIME_LIMIT_MAX_S,
+            description="longest wait for a business's row; the other businesses of its batch then go on without it",
+        ),
+    ] = 1.0
+    lock_wait_s: Annotated[
+        float,
+        _seconds("a worker waits this long for another's Redis locks, then goes on without"),
+    ] = 1.0
+    lock_ttl_s: Annotated[float, _seconds("a Redis lock whose worker died ends after this")] = 2.5
+    redis_timeout_s: Annotated[
+        float, _seconds("longest wait on one Redis operation; RabbitMQ has `PAYOUTS_RESEND_AFTER_S`")
+    ] = 0.5
+    database_connect_timeout_s: Annotated[
+        int, Meta(ge=2, le=_TIME_LIMIT_MAX_S, description="longest wait for one connection to PostgreSQL")
+    ] = 2
+    database_pool_size: Annotated[int, Meta(ge=1, le=1_000, description="connections that one process keeps open")] = 8
+    database_pooler: Annotated[
+        str,
+        Meta(
+            pattern=f"^{POOLER_TRANSACTION}$",
+            description="`transaction` where PgBouncer lies between, in its transaction mode",
+        ),
+    ] = ""
+    metrics_port: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=65_516,
+            description="where a worker serves metrics, or on the first free one of the next 19 ports; 0: nowhere",
+        ),
+    ] = 0
+    metrics_host: Annotated[str, Meta(description="address at which a worker serves metrics")] = "127.0.0.1"
+    verify_every_s: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=31_536_000,
+            description="how often a worker proves that the books balance, as `payouts verify` does; 0: never",
+        ),
+    ] = 86_400.0
+    log_format: Annotated[
+        Literal["auto", "json", "text"],
+        Meta(description="`json` or `text` lines on standard error; `auto`: text on a terminal, JSON elsewhere"),
+    ] = "auto"
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], Meta(description="the least level that is logged")
+    ] = "info"
+    access_log: Annotated[bool, Meta(description="one line for each request, but for health probes")] = True
+    startup_timeout_s: Annotated[
+        float,
+        _seconds("how long a starting process waits for PostgreSQL and the broker; then it ends with exit code 1"),
+    ] = _STARTUP_TIMEOUT_S
+    flower_host: Annotated[str, Meta(description="address at which Flower listens")] = "127.0.0.1"
+    flower_port: Annotated[int, Meta(ge=1, le=65_535, description="Flower's port")] = 5555
+    flower_user: Annotated[
+        str, Meta(pattern=r"^[!-9;-~]+\Z", description="who may see Flower; any visible ASCII characters but `:`")
+    ] = "payouts"
+    flower_password: Annotated[
+        str,
+        Meta(
+            min_length=_PASSWORD_CHARACTERS_MIN,
+            pattern=r"^[!-~]+\Z",
+            description="Flower's password, at least 12 visible ASCII characters; without one, Flower does not start",
+        ),
+    ] = ""
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        """Show nothing to rich either, which prefers this."""
+        return []
+
+    def __repr__(self) -> str:
+        """Show nothing: URLs and the hash secret are secrets."""
+        return "Settings(…)"
+
+    @property
+    def hash_secret_bytes(self) -> bytes:
+        """The key of the payout hashes."""
+        return self.hash_secret.encode()
+
+
+_SCHEMES = {
+    "database_url": ("postgresql://", "postgres://"),
+    "redis_url": ("redis://", "rediss://", "redis+sentinel://", "rediss+sentinel://"),
+    "broker_url": (
+        *("redis://", "rediss://", "redis+sentinel://", "rediss+sentinel://"),
+        *("amqp://", "amqps://", "redis+socket://"),
+    ),
+}
+SECRETS = (*_SCHEMES, "database_password", "hash_secret", "flower_password")
+"""Never shown; each may be given as the path of a file, too."""
+_WITHOUT_SETTING = ("HOST", "KEY", "URL")
+"""Variables that are read elsewhere: by the Procfile, and by `payouts push`."""
+
+
+def variable_name(setting: str) -> str:
+    """Return a setting's environment variable, for instance `PAYOUTS_GROUP_MAX`."""
+    return PREFIX + setting.upper()
+
+
+def load_settings(environment: Mapping[str, str] = os.environ) -> Settings:
+    """Read and check the settings.
+
+    Raises:
+        SettingsError: with every mistake, not just the first.
+
+    """
+    required = {field.name for field in msgspec.structs.fields(Settings) if field.required}
+    values, mistakes = _read_values(environment, required)
+    if values.get("environment") == "production":
+        mistakes += _find_unsafe(values, mistakes, environment)
+    if mistakes:
+        raise SettingsError(mistakes)
+    values.setdefault("broker_url", values["redis_url"])
+    settings = Settings(**values)
+    if mistakes := _broken_relations(settings):
+        raise SettingsError(mistakes)
+    return settings
+
+
+def load_database_url(environment: Mapping[str, str] = os.environ) -> str | None:
+    """Return the URL of the database for commands that need nothing else; None where it is not set.
+
+    What is set must be right all the same; in production, everything must be.
+
+    Raises:
+        SettingsError: with every mistake.
+
+    """
+    values, mistakes = _read_values(environment, required=())
+    if values.get("environment") == "production":
+        return load_settings(environment).database_url
+    if mistakes:
+        raise SettingsError(mistakes)
+    url: str | None = values.get("database_url")
+    return url
+
+
+def load_startup_timeout_s(environment: Mapping[str, str] = os.environ) -> float:
+    """Return how long to wait for the database, for a command that needs no other setting."""
+    values, _ = _read_values(environment, ())
+    return float(values.get("startup_timeout_s", _STARTUP_TIMEOUT_S))
+
+
+def find_unknown_variables(environment: Mapping[str, str] = os.environ) -> list[str]:
+    """Return a line for each `PAYOUTS_…` variable that nothing reads, which may be a misspelt one.
+
+    It is no mistake: Kubernetes, say, sets some of its own for a service that is called `payouts`.
+    """
+    known = [*setting_variables(), *map(variable_name, _WITHOUT_SETTING)]
+    lines = []
+    for name in sorted(environment):
+        if name.startswith(PREFIX) and name not in known:
+            nearest = get_close_matches(name.removeprefix(PREFIX), [each.removeprefix(PREFIX) for each in known], n=1)
+            lines.append(f"{name} is no setting" + (f"; did you mean {PREFIX}{nearest[0]}?" if nearest else ""))
+    return lines
+
+
+def warn_of_unknown_variables(environment: Mapping[str, str] = os.environ) -> None:
+    """Write these lines to standard error."""
+    for line in find_unknown_variables(environment):
+        sys.stderr.write(f"Warning: {line}\n")
+
+
+def setting_variables() -> list[str]:
+    """Return the names of all settings' variables, those that name files too."""
+    names = [variable_name(field.name) for field in msgspec.structs.fields(Settings)]
+    return names + [variable_name(name) + FILE_SUFFIX for name in SECRETS]
+
+
+def read_secret_files(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables with each `…_FILE` replaced by what is in the file, without empty ones.
+
+    Raises:
+        SettingsError: a file cannot be read, or a secret is given twice.
+
+    """
+    texts, mistakes = _read_secret_files(environment)
+    if mistakes:
+        raise SettingsError(mistakes)
+    return texts
+
+
+def _read_secret_files(environment: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+    texts = {name: text.strip() for name, text in environment.items() if text.strip()}
+    mistakes = []
+    for variable in map(variable_name, SECRETS):
+        path = texts.pop(variable + FILE_SUFFIX, None)
+        if path is None:
+            continue
+        if variable in texts:
+            mistakes.append(f"{variable} and {variable}{FILE_SUFFIX} are both set: set one of them")
+            continue
+        text, problem = _read_secret_file(Path(path))
+        if problem:
+            mistakes.append(
+                f"{variable}{FILE_SUFFIX}: {_shorten(path)} {problem}: expected a file that holds {variable}"
+            )
+        else:
+            texts[variable] = text
+    return texts, mistakes
+
+
+def _read_secret_file(path: Path) -> tuple[str, str | None]:
+    """Return what the file holds, or what is wrong with it."""
+    try:
+        if path.exists() and not path.is_file():
+            return "", "is not a file"
+        with path.open("rb") as file:
+            content = file.read(_SECRET_FILE_BYTES_MAX + 1)
+        text = content.decode().strip()
+    except (OSError, ValueError) as error:
+        if isinstance(error, UnicodeDecodeError):
+            return "", "is not text in UTF-8"
+        return "", f"cannot be read ({getattr(error, 'strerror', None) or 'no such path'})"
+    if len(content) > _SECRET_FILE_BYTES_MAX:
+        return "", "is too large"
+    return (text, None) if text else ("", "is empty")
+
+
+def _read_values(environment: Mapping[str, str], required: Collection[str]) -> tuple[dict[str, Any], list[str]]:
+    """Return what is set, each as its type, and what is wrong with each; relations are not looked at."""
+    texts, mistakes = _read_secret_files(environment)
+    values: dict[str, Any] = {}
+    for name, hint in _hints().items():
+        variable = variable_name(name)
+        if variable not in texts:
+            if name in required and not any(variable in mistake for mistake in mistakes):
+                mistakes.append(f"{variable} is not set: {_meta(hint).description}")
+            continue
+        text = texts[variable]
+        shown = f"a value of {len(text)} characters" if name in SECRETS else _shorten(text)
+        source = variable + (FILE_SUFFIX if environment.get(variable + FILE_SUFFIX, "").strip() else "")
+        try:
+            is_choice = bool(get_args(get_args(hint)[0]))
+            values[name] = msgspec.convert(text.lower() if is_choice else text, hint, strict=False)
+        except msgspec.ValidationError:
+            mistakes.append(f"{source}: {shown} does not fit: expected {_expected(hint)}")
+            continue
+        if name in _SCHEMES and (problem := _find_wrong_url(name, text)):
+            del values[name]
+            mistakes.append(f"{source}: {shown} does not fit: {problem}")
+    if "database_password" in values and "database_url" in values:
+        if urlsplit(values["database_url"]).password is not None:
+            both = f"{variable_name('database_password')} and the one in {variable_name('database_url')}"
+            mistakes.append(f"There are two passwords, {both}: set one of them")
+        else:
+            values["database_url"] = _add_password(values["database_url"], values["database_password"])
+    return values, mistakes
+
+
+def _add_password(url: str, password: str) -> str:
+    """Return the database's URL with its password; where it names no user, as a parameter."""
+    scheme, _, rest = url.partition("://")
+    quoted = quote(password, safe="")
+    user, at, host = urlsplit(url).netloc.rpartition("@")
+    if at:
+        return f"{scheme}://{user}:{quoted}@{host}{rest.removeprefix(f'{user}@{host}')}"
+    return f"{url}{'&' if '?' in url else '?'}password={quoted}"
+
+
+def _find_wrong_url(setting: str, url: str) -> str | None:
+    try:
+        check_url(url, _SCHEMES[setting])
+    except UrlError as error:
+        return str(error)
+    return None
+
+
+def _hints() -> dict[str, Any]:
+    return get_type_hints(Settings, include_extras=True)
+
+
+def _meta(hint: Any) -> Meta:
+    meta: Meta = hint.__metadata__[0]
+    return meta
+
+
+def _expected(hint: Any) -> str:
+    """Say in words what a setting's type takes."""
+    meta, kind = _meta(hint), get_args(hint)[0]
+    if choices := get_args(kind):
+        return " or ".join(choices)
+    if kind is bool:
+        return "true or false"
+    if kind is str:
+        return str(meta.description)
+    limits = [
+        f"{words} {limit:g}" if isinstance(limit, float) else f"{words} {limit}"
+        for words, limit in (("more than", meta.gt), ("at least", meta.ge), ("at most", meta.le))
+        if limit is not None
+    ]
+    return " ".join(["a whole number," if kind is int else "a number,", " and ".join(limits)])
+
+
+def _shorten(text: str) -> str:
+    shown = text if len(text) <= _SHOWN_CHARACTERS_MAX else text[:_SHOWN_CHARACTERS_MAX] + "…"
+    return repr(shown)
+
+
+def _find_unsafe(values: Mapping[str, Any], mistakes: Collection[str], environment: Mapping[str, str]) -> list[str]:
+    """Find what must not go into production: missing, weak and example secrets."""
+    unsafe = [
+        f"{variable_name(name)}: its value {weakness}: expected a random one, as of: openssl rand -hex 32"
+        for name in ("hash_secret", "flower_password")
+        if name in values and (weakness := find_weakness(values[name]))
+    ]
+    password = variable_name("flower_password")
+    if "flower_password" not in values and not any(password in mistake for mistake in mistakes):
+        unsafe.append(f"{password} is not set: in production it is required; make one with: openssl rand -hex 16")
+    if "database_url" in values and not _has_credentials(values["database_url"], environment):
+        unsafe.append(
+            f"{variable_name('database_password')} is not set, and {variable_name('database_url')} has no password: "
+            "expected one of them in production (with docker-compose: POSTGRES_PASSWORD)"
+        )
+    return unsafe
+
+
+def _has_credentials(database_url: str, environment: Mapping[str, str]) -> bool:
+    """Tell whether PostgreSQL is shown a password or a certificate; one behind a Unix socket needs none."""
+    parts = urlsplit(database_url)
+    query = parse_qs(parts.query)
+    host = parts.hostname or unquote(query.get("host", [""])[0])
+    if not host or host.startswith("/"):
+        return True
+    named = {"password", "passfile", "sslcert", "service"} & query.keys()
+    return bool(parts.password or named or environment.get("PGPASSWORD") or environment.get("PGPASSFILE"))
+
+
+def _broken_relations(settings: Settings) -> list[str]:
+    """Check that the time limits nest: what waits must outlast what it waits for."""
+    nesting = [
+        ("lock_wait_s", "lock_ttl_s"),
+        ("row_lock_timeout_s", "transaction_timeout_s"),
+        ("transaction_timeout_s", "lock_ttl_s"),
+        ("redis_timeout_s", "lock_ttl_s"),
+        ("resend_after_s", "reply_timeout_s"),
+        ("transaction_timeout_s", "resolve_timeout_s"),
+    ]
+    mistakes = [
+        f"{variable_name(shorter)} ({getattr(settings, shorter):g}) must be smaller than "
+        f"{variable_name(longer)} ({getattr(settings, longer):g})"
+        for shorter, longer in nesting
+        if getattr(settings, shorter) >= getattr(settings, longer)
+    ]
+    worker_s = settings.lock_wait_s + settings.transaction_timeout_s
+    if worker_s >= settings.reply_timeout_s:
+        mistakes.append(
+            f"{variable_name('lock_wait_s')} and {variable_name('transaction_timeout_s')} together ({worker_s:g}) "
+            f"must be smaller than {variable_name('reply_timeout_s')} ({settings.reply_timeout_s:g})"
+        )
+    return mistakes

@@ -1,0 +1,743 @@
+"""`payouts push`: files good and bad, and pushes to a running server, some through a proxy that breaks calls."""
+
+import csv
+import json
+import os
+import pty
+import signal
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+import httpx
+import pytest
+import sqlalchemy as sa
+
+from api.batches.files import PushFile, PushLimits, PushRow, read_file, split
+from api.cli.main import main
+from api.cli.push import run_push
+from api.cli.push_server import RESULT_COLUMNS
+from core.batches import payout_batches
+from core.credentials import payout_hash
+from core.errors import UserError
+from core.parties import businesses
+from tests.servers import HASH_SECRET, Account, System, open_account, verify_books
+
+PAYOUTS = str(Path(sys.executable).with_name("payouts"))
+NOWHERE = "http://127.0.0.1:1"
+KEY = "sk_live_" + "k" * 40
+FAST = PushLimits(rows_max=3, poll_s=0.02, patience_s=0.3)
+INTERRUPTIBLE = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background are started without
+from pathlib import Path
+from api.cli.push import run_push
+from api.batches.files import PushLimits
+from core.errors import UserError
+try:
+    run_push(Path(sys.argv[1]), sys.argv[2], sys.argv[3],
+        limits=PushLimits(rows_max=3, poll_s=0.02, idle_notice_s=0.1))
+except UserError as error:
+    print(error, file=sys.stderr)
+    sys.exit(error.exit_code)
+"""
+
+
+@dataclass
+class Result:
+    exit_code: int
+    stdout: str
+    stderr: str
+
+    def assert_refused(self, *texts: str) -> None:
+        """Exit code 1, and one line that says why."""
+        assert self.exit_code == 1, self
+        (line,) = self.stderr.splitlines()
+        assert all(text in line for text in texts), self
+
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture(autouse=True)
+def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("PAYOUTS_")]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run `payouts push` in this process, whose standard input is no terminal."""
+
+    def run_main(*arguments: str | Path) -> Result:
+        monkeypatch.setattr(sys, "argv", ["payouts", "push", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code is None or isinstance(ended.value.code, int)
+        return Result(ended.value.code or 0, *capsys.readouterr())
+
+    return run_main
+
+
+@pytest.fixture
+def push(system: System, account: Account, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Push to the running server with small limits, as the command would."""
+
+    def run(path: Path, url: str = system.base_url, key: str = account.secret_key, **options: Any) -> Result:
+        capsys.readouterr()
+        error, exit_code = "", 0
+        try:
+            run_push(path, url, key, **{"limits": FAST} | options)
+        except UserError as raised:
+            error, exit_code = str(raised), raised.exit_code
+        except SystemExit as raised:
+            exit_code = raised.code if isinstance(raised.code, int) else 0
+        out, err = capsys.readouterr()
+        return Result(exit_code, out, err + error)
+
+    return run
+
+
+def write(directory: Path, content: str | bytes, name: str = "payouts.csv") -> Path:
+    path = directory / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def write_rows(directory: Path, count: int, cents: int = 100, name: str = "payouts.csv") -> Path:
+    rows = "".join(f"user{number}@example.com,{cents},ref-{number}\n" for number in range(count))
+    return write(directory, "email,amount,reference\n" + rows, name)
+
+
+def batches_of(system: System, account: Account) -> list[payout_batches.PayoutBatch]:
+    """Return a business's batches, newest first."""
+    with system.database.transaction() as connection:
+        return payout_batches.list_batches(connection, account.business.id, limit=100)
+
+
+def read_results(path: Path) -> list[dict[str, str]]:
+    with path.with_name(f"{path.name}.results.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def outcomes(path: Path) -> list[str]:
+    return [row["outcome"] for row in read_results(path)]
+
+
+def fund(system: System, account: Account, cents: int) -> None:
+    with system.database.transaction() as connection:
+        businesses.fund_business(connection, account.business.id, cents)
+
+
+# Files
+
+
+def rows_of(path: Path, *, in_dollars: bool = False) -> list[tuple[str, int, str | None]]:
+    return [(row.email, row.amount, row.reference) for row in read_file(path, in_dollars=in_dollars).rows]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", "email,amount\nann@example.com,100\nbob@example.com,200\n"),
+        ("a.CSV", "email,amount\nann@example.com,100\nbob@example.com,200"),
+        ("a.txt", "email,amount\nann@example.com,100\nbob@example.com,200\n"),
+        ("a.csv", "\ufeff Email , AMOUNT \r\n ANN@Example.com , 100 \r\nbob@example.com,+200\r\n"),
+        ("a.csv", "\n\namount,email\n\n0100,ann@example.com\n  \n200,bob@example.com\n\n"),
+        ("a.csv", 'email,amount,reference\n"ann@example.com","100",""\nbob@example.com,200,  \n'),
+        ("a.csv", '\ufeff"email","amount"\n"ann@example.com","100"\n"bob@example.com","200"\n'),
+        ("a.ndjson", '{"email":"ann@example.com","amount":100}\n{"email":"bob@example.com","amount":200}\n'),
+        ("a.jsonl", '\ufeff{"email":"ann@example.com","amount":100}\r\n\r\n{"amount":200,"email":"bob@example.com"}'),
+        ("a", '\ufeff \n{" EMAIL ":"ann@example.com","Amount":"100"}\n{"email":"bob@example.com","amount":200}'),
+        ("a.NDJSON",
+            '{"email":"ann@example.com","amount":100,"reference":null}\n{"email":"bob@example.com","amount":"200"}'),
+        ("a.json",
+            '{"email":"ann@example.com","amount":100}\n{"email":"bob@example.com","amount":200,"reference":" "}'),
+    ],
+)  # fmt: skip
+def test_file_is_read_however_it_is_written(tmp_path: Path, name: str, content: str) -> None:
+    expected = [("ann@example.com", 100, None), ("bob@example.com", 200, None)]
+    assert rows_of(write(tmp_path, content, name)) == expected
+
+
+def test_file_may_be_a_pipe(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = Thread(target=pipe.write_text, args=('{"email":"ann@example.com","amount":1}\n',))
+    writer.start()
+    assert rows_of(pipe) == [("ann@example.com", 1, None)]
+    writer.join()
+
+
+def test_reference_is_taken_as_it_is(tmp_path: Path) -> None:
+    path = write(tmp_path, 'email,amount,reference\na@example.com,1,"Doe, Jane ""JD""\r\n é"\na@example.com,1, x\n')
+    assert [row[2] for row in rows_of(path)] == ['Doe, Jane "JD"\r\n é', " x"]
+    assert read_file(path, in_dollars=False).lines == [2, 4]
+
+
+@pytest.mark.parametrize(
+    ("text", "cents"),
+    [("10.50", 1050), ("10.5", 1050), ("10", 1000), ("10.", 1000), (".01", 1), ("0.29", 29), ("1.15", 115),
+        ("999999.99", 99_999_999), ("1000000.00", 100_000_000), ("+8.20", 820), (" 0010.07 ", 1007)],
+)  # fmt: skip
+def test_dollars_become_cents_exactly(tmp_path: Path, text: str, cents: int) -> None:
+    ((_, amount, _),) = rows_of(write(tmp_path, f"email,amount\na@example.com,{text}\n"), in_dollars=True)
+    assert amount == cents
+    json_text = text.strip().lstrip("+0").rstrip(".")
+    if not json_text.startswith("."):
+        content = f'{{"email":"a@example.com","amount":{json_text}}}'
+        ((_, amount, _),) = rows_of(write(tmp_path, content, "a.ndjson"), in_dollars=True)
+        assert amount == cents
+
+
+CSV_MISTAKES: list[tuple[str | bytes, str]] = [
+    ("", "The file is empty"),
+    ("\n \n", "The file is empty"),
+    ("\ufeff", "The file is empty"),
+    ("email,amount\n", "The file has no rows"),
+    ("email,amount\n\n\n", "The file has no rows"),
+    ("email\na@example.com\n", "Line 1 does not name the column amount."),
+    ("amount,reference\n1,x\n", "Line 1 does not name the column email."),
+    ("\nemail,amount,note\n", "Line 2 names an unknown column, 'note'"),
+    ("a@example.com,100\nb@example.com,100\n", "Line 1 names an unknown column, 'a@example.com'"),
+    ("email,amount,Email\n", "Line 1 names the column email twice."),
+    ("email;amount\na@example.com;1\n", "Line 1 separates columns by semicolons"),
+    ("email\tamount\na@example.com\t1\n", "Line 1 separates columns by tabs"),
+    (b"email,amount\na@example.com,1\n\xff@example.com,1\n", "Line 3 is not valid UTF-8."),
+    ("email,amount\na@example.com,1\n".encode("utf-16"), "Line 1 is not valid UTF-8."),
+    ('email,amount\na@example.com,1\n"b@example.com,1\nc@example.com,1\n', "Line 3 is not CSV: "),
+    ("email,amount\ra@example.com,1\r", "Line 1 is not CSV: lines end in LF or CR LF, not in CR alone."),
+    ("email,amount\na@example.com,1\nb@example.com,1,x\n", "Line 3: it has 3 cells, and there are 2 columns."),
+    ("email,amount\na@example.com,1\n,\n", "Line 3: the email is missing; the amount is missing."),
+    ("email,amount\na@example.com,0\n", "Line 2: the amount '0' is not from 1 to 100000000 cents."),
+    ("email,amount\na@example.com,-5\n", "Line 2: the amount '-5' is not from 1 to 100000000 cents."),
+    ("email,amount\na@example.com,100000001\n", "Line 2: the amount '100000001' is not from 1 to"),
+    (f"email,amount\na@example.com,{'9' * 5000}\n", "Line 2: the amount '9999"),
+    ("email,amount\n\na@example.com,10.50\n", "Line 3: the amount '10.50' has a decimal point: amounts are in cents,"),
+    ("email,amount\na@example.com,10.0\n", "--decimal"),
+    ("email,amount\na@example.com,$10\n", "Line 2: the amount '$10' is not a number."),
+    ("email,amount\na@example.com,1e3\n", "Line 2: the amount '1e3' is not a number."),
+    ('email,amount\na@example.com,"1,000"\n', "Line 2: the amount '1,000' is not a number."),
+    ("email,amount\na@example.com,١٢\n", "is not a number."),
+    ("email,amount\na@example,1\n", "Line 2: 'a@example' is not a valid e-mail address."),
+    (f"email,amount,reference\na@example.com,1,{'x' * 256}\n", "Line 2: the reference is longer than 255 characters."),
+    ("email,amount,reference\na@example.com,1,x\0y\n", "Line 2: the reference is not text."),
+    ('email,amount,reference\na@example.com,1,"x\ny"\nb@example.com,1,z\nc@example.com,1,z\n',
+        "Line 5: the reference 'z' is on line 4 already."),
+]  # fmt: skip
+NDJSON_MISTAKES = [
+    ("\n", "The file is empty."),
+    ('{"email":"a@example.com","amount":1}\n\n{"email"', "Line 3: it is not JSON."),
+    ('[{"email":"a@example.com","amount":1}]', "Line 1: it is not a JSON object."),
+    ('[["email","a@example.com"],["amount","1"]]', "Line 1: it is not a JSON object."),
+    ('{"email":"a@example.com"}', "Line 1: the amount is missing."),
+    ('{"amount":1}', "Line 1: the email is missing."),
+    ('{"email":"a@example.com","amount":1,"refrence":"x"}', "Line 1: the field 'refrence' is unknown"),
+    ('{"email":"a@example.com","amount":1,"Amount":2}', "Line 1: it names the field amount twice."),
+    ('{"email":"a@example.com","amount":1.0}', "--decimal"),
+    ('{"email":"a@example.com","amount":1e3}', "Line 1: the amount '1e3' is not a number."),
+    ('{"email":"a@example.com","amount":true}', "Line 1: the amount True is not a number."),
+    ('{"email":"a@example.com","amount":NaN}', "Line 1: the amount 'NaN' is not a number."),
+    ('{"email":["a@example.com"],"amount":1}', "Line 1: ['a@example.com'] is not a valid e-mail address."),
+    ('{"email":"\\ud800@example.com","amount":1}', "is not a valid e-mail address."),
+    ('{"email":"a@example.com","amount":1,"reference":"\\ud800"}', "Line 1: the reference is not text."),
+    ('{"email":"a@example.com","amount":1,"reference":{}}', "Line 1: the reference is not text."),
+    ("[" * 100_000, "Line 1: it is not JSON."),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "text"),
+    [("a.csv", *each) for each in CSV_MISTAKES] + [("a.ndjson", *each) for each in NDJSON_MISTAKES],
+)
+def test_mistake_is_named_with_its_line_and_nothing_is_sent(
+    command: Run, tmp_path: Path, name: str, content: str | bytes, text: str
+) -> None:
+    refused = command(write(tmp_path, content, name), "--key", KEY, "--url", NOWHERE)
+    assert (refused.exit_code, refused.stdout) == (1, "")
+    mistake, end = refused.stderr.splitlines()
+    assert mistake.startswith("Error: ")
+    assert text in mistake
+    assert len(mistake) < 200
+    assert end == "Error: Nothing was sent."
+
+
+@pytest.mark.parametrize(
+    ("amount", "text"),
+    [("1.005", "more than two decimals"), ("1.000", "more than two decimals"), ("0.00", "not from 0.01 to 1000000.00"),
+        ("1000000.01", "not from 0.01 to 1000000.00"), ("10,50", "not a number"), ("1.2.3", "not a number")],
+)  # fmt: skip
+def test_wrong_amount_in_dollars_is_named_with_its_line(command: Run, tmp_path: Path, amount: str, text: str) -> None:
+    path = write(tmp_path, f'email,amount\na@example.com,1\na@example.com,"{amount}"\n')
+    refused = command(path, "--key", KEY, "--url", NOWHERE, "--decimal")
+    assert refused.exit_code == 1
+    assert f"Line 3: the amount {amount!r} " in refused.stderr
+    assert text in refused.stderr
+
+
+def test_twenty_mistakes_are_shown_and_the_others_counted(command: Run, tmp_path: Path) -> None:
+    rows = "".join(f"a@example.com,{number % 2}\n" for number in range(46))
+    lines = command(write(tmp_path, "email,amount\n" + rows), "--key", KEY, "--url", NOWHERE).stderr.splitlines()
+    assert [line.split(":")[1] for line in lines[:20]] == [f" Line {2 + 2 * number}" for number in range(20)]
+    assert lines[20:] == ["Error: and 3 more", "Error: Nothing was sent."]
+
+
+@pytest.mark.parametrize("name", ["missing.csv", "."])
+def test_file_that_cannot_be_read_is_one_line(command: Run, tmp_path: Path, name: str) -> None:
+    command(tmp_path / name, "--key", KEY, "--url", NOWHERE).assert_refused("cannot be read: ")
+
+
+# Parts
+
+
+def make_rows(count: int) -> list[PushRow]:
+    return [PushRow(f"user{number}@example.com", 100 + number, f"ref-{number}") for number in range(count)]
+
+
+def bounds(rows: list[PushRow], **limits: int) -> list[tuple[int, int]]:
+    return [(part.first, part.end) for part in split(rows, PushLimits(**limits))]
+
+
+def test_rows_are_shared_out_by_number_and_by_size() -> None:
+    rows = make_rows(7)
+    size_bytes = len(json.dumps({"email": rows[0].email, "amount": 100, "reference": "ref-0"}, separators=(",", ":")))
+    assert bounds(rows, rows_max=7) == [(0, 7)]
+    assert bounds(rows, rows_max=3) == [(0, 3), (3, 6), (6, 7)]
+    assert bounds(rows, body_max_bytes=2 * (size_bytes + 1)) == [(0, 2), (2, 4), (4, 6), (6, 7)]
+    assert bounds(rows, body_max_bytes=2 * (size_bytes + 1) - 1) == [(index, index + 1) for index in range(7)]
+
+
+def test_keys_are_made_of_the_rows_alone(tmp_path: Path) -> None:
+    one = write(tmp_path, "email,amount\na@example.com,100\nb@example.com,200\n")
+    same = write(tmp_path, '{"email":"A@Example.com","amount":1}\n{"email":"b@example.com","amount":2.00}', "a.ndjson")
+    other = write(tmp_path, "email,amount\nb@example.com,200\na@example.com,100\n", "other.csv")
+    files: list[PushFile] = [read_file(one, in_dollars=False), read_file(same, in_dollars=True)]
+    files.append(read_file(other, in_dollars=False))
+    first, again, reordered = ([part.idempotency_key for part in split(file.rows, FAST)] for file in files)
+    assert first == again != reordered
+    keys = [part.idempotency_key for part in split(files[0].rows, PushLimits(rows_max=1))]
+    assert len({*keys, *first}) == 3
+
+
+# Pushing
+
+
+def test_push_pays_every_row_and_writes_the_results(
+    system: System, account: Account, push: Run, tmp_path: Path
+) -> None:
+    content = (
+        'email,amount,reference\nann@example.com,100,"a, ""b""\né"\n\nBOB@Example.com,250,\nann@example.com,5,=1+1\n'
+    )
+    path = write(tmp_path, content)
+    done = push(path)
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert "payouts.csv: 3 rows for 2 payout users, $3.55 in 1 batch" in done.stdout
+    assert "Payout balance: $10,000.00 now, $9,996.45 after" in done.stdout
+    assert f"3 of 3 rows allocated. Results: {path}.results.csv" in done.stdout
+    assert "3 of 3 rows, " in done.stdout
+    assert "\x1b" not in done.stdout
+    rows = read_results(path)
+    hashes = {email: payout_hash(HASH_SECRET.encode(), account.business.id, email) for email in
+        ("ann@example.com", "bob@example.com")}  # fmt: skip
+    assert [list(row) for row in rows] == [RESULT_COLUMNS] * 3
+    assert [list(row.values())[:-1] for row in rows] == [
+        ["0", "ann@example.com", "100", "1.00", 'a, "b"\né', "allocated", hashes["ann@example.com"]],
+        ["1", "bob@example.com", "250", "2.50", "", "allocated", hashes["bob@example.com"]],
+        ["2", "ann@example.com", "5", "0.05", "'=1+1", "allocated", hashes["ann@example.com"]],
+    ]
+    assert len({row["transaction"] for row in rows}) == 3
+    results = tmp_path / "payouts.csv.results.csv"
+    assert sorted(tmp_path.iterdir()) == [path, results]
+    assert stat.S_IMODE(results.stat().st_mode) == 0o600
+    assert system.read_paid(account) == (3, 355)
+    assert verify_books(system.database).balanced
+
+
+def test_command_takes_key_and_url_from_its_environment(
+    system: System, account: Account, command: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PAYOUTS_KEY", account.secret_key)
+    monkeypatch.setenv("PAYOUTS_URL", system.base_url)
+    done = command(write(tmp_path, "email,amount\na@example.com,10.50\n"), "--decimal")
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert system.read_paid(account) == (1, 1050)
+    assert account.secret_key not in done.stdout
+
+
+def test_several_batches_are_numbered_through(system: System, account: Account, push: Run, tmp_path: Path) -> None:
+    path = write_rows(tmp_path, 8)
+    done = push(path)
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert "$8.00 in 3 batches" in done.stdout
+    assert "Batch 3 of 3 (lines 8 to 9) is accepted" in done.stdout
+    rows = read_results(path)
+    assert [row["row"] for row in rows] == [str(number) for number in range(8)]
+    assert [row["reference"] for row in rows] == [f"ref-{number}" for number in range(8)]
+    assert [batch.total for batch in batches_of(system, account)] == [2, 3, 3]
+    assert system.read_paid(account) == (8, 800)
+
+
+def test_dry_run_shows_and_sends_nothing(system: System, account: Account, command: Run, tmp_path: Path) -> None:
+    path = write_rows(tmp_path, 2)
+    done = command(path, "--key", account.secret_key, "--url", system.base_url, "--dry-run")
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert "2 rows for 2 payout users, $2.00 in 1 batch" in done.stdout
+    assert "$10,000.00 now, $9,998.00 after" in done.stdout
+    assert "nothing was sent" in done.stdout
+    assert batches_of(system, account) == []
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("options", [{}, {"is_dry_run": True}])
+def test_balance_that_does_not_suffice_sends_nothing(
+    system: System, account: Account, push: Run, tmp_path: Path, options: dict[str, bool]
+) -> None:
+    refused = push(write_rows(tmp_path, 6, 200_000), **options)
+    refused.assert_refused("$10,000.00, which is $2,000.00 too little", "Nothing was sent.")
+    assert batches_of(system, account) == []
+
+
+def test_pushing_again_pays_once_even_with_nothing_left(system: System, push: Run, tmp_path: Path) -> None:
+    account = open_account(system.database, funds_cents=800)
+    path = write_rows(tmp_path, 8)
+    assert push(path, key=account.secret_key).exit_code == 0
+    before = (tmp_path / "payouts.csv.results.csv").read_bytes()
+    again = push(path, key=account.secret_key)
+    assert (again.exit_code, again.stderr) == (0, "")
+    assert "An earlier run seems to have sent this file: bat_" in again.stdout
+    assert again.stdout.count("was accepted by an earlier run, and is not paid again") == 3
+    assert (tmp_path / "payouts.csv.results.csv").read_bytes() == before
+    assert system.read_paid(account) == (8, 800)
+    other = write_rows(tmp_path, 8, 101, "other.csv")
+    push(other, key=account.secret_key).assert_refused("$0.00, which is $8.08 too little")
+
+
+def test_disabled_payouts_are_one_line(system: System, push: Run, tmp_path: Path) -> None:
+    account = open_account(system.database, payouts_enabled=False)
+    refused = push(write_rows(tmp_path, 2), key=account.secret_key)
+    refused.assert_refused("Payouts are currently disabled", "Run the same command")
+    assert batches_of(system, account) == []
+
+
+@contextmanager
+def disable_on_acceptance(system: System, account: Account) -> Iterator[None]:
+    """Have payouts disabled by the transaction that accepts a batch."""
+    with system.database.transaction() as connection:
+        connection.execute(sa.text(
+            "CREATE FUNCTION disable_payouts() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+            "UPDATE businesses SET payouts_enabled = false WHERE id = NEW.business_id; RETURN NEW; END $$"
+        ))  # fmt: skip
+        connection.execute(sa.text(
+            "CREATE TRIGGER disable_payouts AFTER INSERT ON payout_batches FOR EACH ROW "
+            f"WHEN (NEW.business_id = '{account.business.id}') EXECUTE FUNCTION disable_payouts()"
+        ))  # fmt: skip
+    try:
+        yield
+    finally:
+        with system.database.transaction() as connection:
+            connection.execute(sa.text("DROP FUNCTION disable_payouts CASCADE"))
+
+
+@contextmanager
+def start(path: Path, url: str, account: Account) -> Iterator[subprocess.Popen[str]]:
+    """Run a push as a process of its own, which Ctrl-C reaches."""
+    with subprocess.Popen(
+        [sys.executable, "-u", "-c", INTERRUPTIBLE, str(path), url, account.secret_key],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def read_until(process: subprocess.Popen[str], text: str) -> None:
+    assert process.stdout is not None
+    for line in process.stdout:
+        if text in line:
+            return
+    raise AssertionError(process.stderr.read() if process.stderr else "")
+
+
+def test_batch_that_waits_and_is_cancelled_is_told(system: System, account: Account, push: Run, tmp_path: Path) -> None:
+    path = write_rows(tmp_path, 2)
+    with disable_on_acceptance(system, account), start(path, system.base_url, account) as process:
+        read_until(process, "Perhaps payouts are disabled")
+        (batch,) = batches_of(system, account)
+        with system.database.transaction() as connection:
+            payout_batches.cancel(connection, account.business.id, batch.id)
+        _, error = process.communicate(timeout=30)
+    assert process.returncode == 1
+    (line,) = error.splitlines()
+    assert "2 rows of 2 not paid: cancelled: Batch 1 of 1 (lines 2 to 3) (bat_" in line
+    assert [(row["outcome"], row["hash"], row["transaction"]) for row in read_results(path)] == [
+        ("cancelled", "", ""),
+        ("cancelled", "", ""),
+    ]
+    assert system.read_paid(account) == (0, 0)
+    with system.database.transaction() as connection:
+        businesses.set_payouts_enabled(connection, account.business.id, enabled=True)
+    push(path).assert_refused("2 rows of 2 not paid: cancelled: ")
+
+
+# Behind a proxy that breaks calls
+
+
+class Proxy(ThreadingHTTPServer):
+    """Stands before the real server, and breaks the first POSTs and the first GETs of results as their lists say.
+
+    A number is a status to answer with in place of a call; `drop` and `lose` close the connection before or after the
+    call; `cut` sends half of the answer; `hold` sends none until the end; None lets the call by.
+    """
+
+    def __init__(self, target: str, posts: list[int | str | None], results: list[int | str | None]) -> None:
+        super().__init__(("127.0.0.1", 0), _ProxyHandler)
+        self.client = httpx.Client(base_url=target, timeout=30)
+        self.posts, self.results = posts, results
+        self.keys: list[str] = []
+        self.is_holding, self.end = Event(), Event()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class _ProxyHandler(BaseHTTPRequestHandler):
+    server: Proxy
+
+    def do_GET(self) -> None:
+        self._handle(self.server.results if "/results" in self.path else [])
+
+    def do_POST(self) -> None:
+        self.server.keys.append(self.headers["Idempotency-Key"])
+        self._handle(self.server.posts)
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 (the name is the base's)
+        """Say nothing."""
+
+    def _handle(self, breakages: list[int | str | None]) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        breakage = breakages.pop(0) if breakages else None
+        if isinstance(breakage, int):
+            self._answer(breakage, {"Retry-After": "0"}, json.dumps({"error": self.headers["Authorization"]}).encode())
+        elif breakage != "drop":
+            sent = {name: self.headers[name] for name in ("Authorization", "Idempotency-Key", "Content-Type", "Accept")
+                if name in self.headers}  # fmt: skip
+            real = self.server.client.request(self.command, self.path, content=body, headers=sent)
+            if breakage == "hold":
+                self.server.is_holding.set()
+                self.server.end.wait(60)
+            elif breakage != "lose":
+                kept = {name: value for name, value in real.headers.items() if name.startswith("idempotent")}
+                self._answer(real.status_code, kept, real.content, cut=breakage == "cut")
+
+    def _answer(self, status_code: int, headers: dict[str, str], content: bytes, *, cut: bool = False) -> None:
+        self.send_response(status_code)
+        for name, value in (headers | {"Content-Length": str(len(content))}).items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(content[: len(content) // 2] if cut else content)
+
+
+@contextmanager
+def run_proxy(system: System, *posts: int | str | None, results: tuple[int | str | None, ...] = ()) -> Iterator[Proxy]:
+    with Proxy(system.base_url, list(posts), list(results)) as proxy, proxy.client:
+        thread = Thread(target=proxy.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield proxy
+        finally:
+            proxy.end.set()
+            proxy.shutdown()
+            thread.join()
+
+
+@pytest.mark.parametrize("breakage", ["drop", "lose", "cut", 429, 503])
+def test_call_that_breaks_pays_once(
+    system: System, account: Account, push: Run, tmp_path: Path, breakage: int | str
+) -> None:
+    path = write_rows(tmp_path, 4)
+    with run_proxy(system, breakage, None, breakage, results=(None, breakage)) as proxy:
+        done = push(path, proxy.url, limits=PushLimits(rows_max=3, poll_s=0.02))
+        assert (proxy.posts, proxy.results) == ([], [])
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert [proxy.keys[0] == proxy.keys[1], proxy.keys[2] == proxy.keys[3], len(set(proxy.keys))] == [True, True, 2]
+    assert [row["row"] for row in read_results(path)] == ["0", "1", "2", "3"]
+    assert system.read_paid(account) == (4, 400)
+    assert account.secret_key not in done.stdout
+
+
+def test_killed_push_is_run_again_and_pays_once(system: System, account: Account, push: Run, tmp_path: Path) -> None:
+    path = write_rows(tmp_path, 4)
+    with run_proxy(system, None, "hold") as proxy, start(path, proxy.url, account) as process:
+        assert proxy.is_holding.wait(30)
+        process.kill()
+    done = push(path)
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert done.stdout.count("is not paid again: bat_") == 2
+    assert outcomes(path) == ["allocated"] * 4
+    assert system.read_paid(account) == (4, 400)
+
+
+def test_interrupted_push_says_how_to_go_on_and_pays_once(
+    system: System, account: Account, push: Run, tmp_path: Path
+) -> None:
+    path = write_rows(tmp_path, 4)
+    with run_proxy(system, "hold") as proxy, start(path, proxy.url, account) as process:
+        assert proxy.is_holding.wait(30)
+        process.send_signal(signal.SIGINT)
+        output, error = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "Run the same command with the same, unchanged file to go on: nothing is paid twice." in error
+    assert "Traceback" not in error
+    assert account.secret_key not in output + error
+    done = push(path)
+    assert done.exit_code == 0
+    assert done.stdout.count("is not paid again: bat_") == 1
+    assert system.read_paid(account) == (4, 400)
+
+
+def test_push_that_lost_its_money_halfway_goes_on_after_a_top_up(system: System, push: Run, tmp_path: Path) -> None:
+    account = open_account(system.database, funds_cents=600)
+    path = write_rows(tmp_path, 6)
+    with run_proxy(system, None, *["drop"] * 99) as proxy:
+        push(path, proxy.url, account.secret_key).assert_refused(
+            "Gave up after 0.3 s: no answer", "Run the same command"
+        )
+    with system.client() as client:
+        assert system.pay(client, account, "else@example.com", 100).status_code == 201
+    refused = push(path, key=account.secret_key)
+    refused.assert_refused("Batch 2 of 2 (lines 5 to 7): Insufficient payout balance. 1 batch accepted before.")
+    assert "the server decides" in refused.stdout
+    fund(system, account, 100)
+    assert push(path, key=account.secret_key).exit_code == 0
+    assert outcomes(path) == ["allocated"] * 6
+    assert system.read_paid(account) == (7, 700)
+    assert verify_books(system.database).balanced
+
+
+def test_server_that_refuses_rows_names_the_lines_of_the_file(system: System, push: Run, tmp_path: Path) -> None:
+    class Stricter(_ProxyHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            texts = ["The allocations.1.email must be a valid email address."]
+            errors = {"allocations.1.email": texts, "allocations": ["Too odd."]}
+            self._answer(400, {}, json.dumps(errors).encode())
+
+    path = write_rows(tmp_path, 3)
+    with run_proxy(system) as proxy:
+        proxy.RequestHandlerClass = Stricter
+        refused = push(path, proxy.url)
+    assert refused.exit_code == 1
+    assert refused.stderr.splitlines() == [
+        "Line 3: The email must be a valid email address.",
+        "Batch 1 of 1 (lines 2 to 4): Too odd.",
+    ]
+
+
+# Errors before anything is sent
+
+
+def test_server_that_is_not_there_is_one_line(push: Run, tmp_path: Path) -> None:
+    refused = push(write_rows(tmp_path, 1), NOWHERE)
+    refused.assert_refused("no answer from http://127.0.0.1:1 (ConnectError)", "Nothing was sent.")
+
+
+@pytest.mark.parametrize("key", ["sk_live_" + "A" * 40, "pk_live_" + "A" * 40])
+def test_key_that_is_refused_is_one_line(push: Run, tmp_path: Path, key: str) -> None:
+    refused = push(write_rows(tmp_path, 1), key=key)
+    refused.assert_refused("Unauthorized", "Nothing was sent.")
+    assert key not in refused.stdout + refused.stderr
+
+
+@pytest.mark.parametrize("key", ["", "sk_live_secret\n", "sk_live_secret é", "sk live_secret"])
+def test_malformed_key_is_refused_without_being_shown(command: Run, tmp_path: Path, key: str) -> None:
+    refused = command(write_rows(tmp_path, 1), "--key", key, "--url", NOWHERE)
+    refused.assert_refused("--key must be an API key")
+    assert "secret" not in refused.stderr
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["", "localhost:8000", "ftp://host", "http://", "http://u:p@host", "http://a:b", "http://a:0", "http://a:65536"],
+)
+def test_malformed_url_is_one_line(command: Run, tmp_path: Path, url: str) -> None:
+    command(write_rows(tmp_path, 1), "--key", KEY, "--url", url).assert_refused("--url must be that of a server")
+
+
+def test_missing_key_is_wrong_usage(command: Run, tmp_path: Path) -> None:
+    refused = command(write_rows(tmp_path, 1))
+    assert refused.exit_code == 2
+    assert "--key" in refused.stderr
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_directory_that_cannot_be_written_sends_nothing(push: Run, tmp_path: Path) -> None:
+    path = write_rows(tmp_path, 1)
+    tmp_path.chmod(0o500)
+    push(path).assert_refused("The results could not be written", "Nothing was sent.")
+
+
+def test_results_that_cannot_be_written_are_told_after_paying(
+    system: System, account: Account, push: Run, tmp_path: Path
+) -> None:
+    path = write_rows(tmp_path, 1)
+    (tmp_path / "payouts.csv.results.csv").mkdir()
+    push(path).assert_refused("All batches are finished, but the results cannot be written", "Run the same command")
+    assert system.read_paid(account) == (1, 100)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+# On a terminal
+
+
+def type_at_the_prompt(path: Path, system: System, account: Account, answer: bytes) -> tuple[int, str]:
+    """Push on a terminal, answer its question, and return exit code and screen."""
+    ours, theirs = pty.openpty()
+    environment = os.environ | {"PAYOUTS_KEY": account.secret_key, "PAYOUTS_URL": system.base_url, "TERM": "xterm"}
+    arguments = [PAYOUTS, "push", str(path)]
+    with subprocess.Popen(
+        arguments, stdin=theirs, stdout=theirs, stderr=theirs, env=environment, start_new_session=True
+    ) as process:
+        os.close(theirs)
+        screen = b""
+        is_answered = False
+        try:
+            while part := os.read(ours, 65536):
+                screen += part
+                if b"[y/N]" in screen and not is_answered:
+                    os.write(ours, answer)
+                    is_answered = True
+        except OSError:  # the other side is closed
+            pass
+        os.close(ours)
+    return process.returncode, screen.decode()
+
+
+def test_terminal_asks_and_draws_a_bar(system: System, account: Account, tmp_path: Path) -> None:
+    exit_code, screen = type_at_the_prompt(write_rows(tmp_path, 5), system, account, b"y\n")
+    assert exit_code == 0, screen
+    assert "5 of 5 rows" in screen
+    assert "━" in screen
+    assert "/s" in screen
+    assert "5 of 5 rows allocated. Results: " in screen
+    assert account.secret_key not in screen
+    assert system.read_paid(account) == (5, 500)
+
+
+def test_terminal_that_says_no_sends_nothing(system: System, account: Account, tmp_path: Path) -> None:
+    exit_code, screen = type_at_the_prompt(write_rows(tmp_path, 5), system, account, b"\n")
+    assert exit_code == 1
+    assert "Not confirmed; nothing was sent." in screen
+    assert batches_of(system, account) == []

@@ -1,0 +1,1 @@
+"""Broker and result store: transports, consumer, results, queues."""

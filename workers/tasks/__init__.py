@@ -1,0 +1,1 @@
+"""What the workers do: allocations, payout batches, day sums, verification."""
