@@ -30,10 +30,11 @@ from core.credentials import Mode
 from core.database.connection import describe_error, is_connection_error
 from core.errors import UserError
 from core.ids import IdKind, format_id, parse_id
-from core.parties import accounts, audit, businesses
-from core.parties.accounts import Account, Membership, Role
+from core.parties import accounts, audit, businesses, members
+from core.parties.accounts import Account
 from core.parties.audit import Actor, AlreadyRecordedError
 from core.parties.businesses import Business
+from core.parties.members import Membership, Role
 
 logger = logging.getLogger(__name__)
 
@@ -256,7 +257,7 @@ def find_visit(connection: Connection, session: Session, business: str, mode: st
 
     """
     account = find_account(connection, session)
-    memberships = accounts.list_memberships(connection, account.id)
+    memberships = members.list_memberships(connection, account.id)
     business_id = parse_id(IdKind.BUSINESS, business)
     membership = next((each for each in memberships if each.business_id == business_id), None)
     if membership is None or mode not in set(Mode):

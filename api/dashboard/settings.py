@@ -24,8 +24,9 @@ from api.dashboard.pages import (
 from core import admin_actions
 from core.errors import UserError
 from core.money import BALANCE_MAX_CENTS, format_dollars
-from core.parties import accounts, audit
-from core.parties.accounts import INVITATION_LIFE, Role
+from core.parties import audit, invitations, members
+from core.parties.invitations import INVITATION_LIFE
+from core.parties.members import Role
 
 _LOG_ROWS = 25
 _SETTINGS = "/{business:str}/{mode:str}/settings"
@@ -71,8 +72,8 @@ def settings_routes(pages: Pages) -> list[HTTPRouteHandler]:
 def _show(connection: Connection, visit: Visit, errors: dict[str, str] | None = None, form: Form | None = None) -> Page:
     entries = audit.list_entries(connection, visit.business.id, _LOG_ROWS + 1)
     values: dict[str, Any] = {
-        "members": accounts.list_members(connection, visit.live.id),
-        "invitations": accounts.list_invitations(connection, visit.live.id),
+        "members": members.list_members(connection, visit.live.id),
+        "invitations": invitations.list_invitations(connection, visit.live.id),
         "roles": list(Role),
         "entries": entries[:_LOG_ROWS],
         "has_more_entries": len(entries) > _LOG_ROWS,

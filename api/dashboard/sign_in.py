@@ -27,8 +27,10 @@ from api.web.browser_headers import local_path, redirect
 from core import admin_actions
 from core.credentials import Mode
 from core.emails import normalise_email
-from core.parties import accounts
-from core.parties.accounts import PASSWORD_CHARACTERS_MIN, Account, Invitation, PasswordError
+from core.parties import accounts, invitations, members, passwords
+from core.parties.accounts import Account
+from core.parties.invitations import Invitation
+from core.parties.passwords import PASSWORD_CHARACTERS_MIN, PasswordError
 
 ACCOUNT = "/dashboard/account"
 
@@ -81,9 +83,9 @@ class _People:
         if session is None:
             return redirect(request, SIGN_IN)
 
-        def look_up(connection: Connection) -> tuple[Account, list[accounts.Membership]]:
+        def look_up(connection: Connection) -> tuple[Account, list[members.Membership]]:
             account = find_account(connection, session)
-            return account, accounts.list_memberships(connection, account.id)
+            return account, members.list_memberships(connection, account.id)
 
         account, memberships = await self._pages.threads.run(look_up)
         if memberships:
@@ -111,7 +113,7 @@ class _People:
             response = await self._make_form(request, "sign_in.html", {**shown, "error": error}, 429)
             response.headers["Retry-After"] = str(made.wait_s)
             return response
-        account = await self._passwords.run(lambda database: accounts.check_password(database, typed, password))
+        account = await self._passwords.run(lambda database: passwords.check_password(database, typed, password))
         if account is None:
             return await self._make_form(request, "sign_in.html", {**shown, "error": _WRONG}, 422)
         return await self._begin(request, account, made, _wanted(values.get("next")))
@@ -181,7 +183,7 @@ class _People:
         else:
             try:
                 changed = await self._passwords.run(
-                    lambda database: accounts.change_password(database, account.id, current, new)
+                    lambda database: passwords.change_password(database, account.id, current, new)
                 )
                 error = None if changed else _WRONG_PASSWORD
             except PasswordError as refused:
@@ -221,7 +223,7 @@ class _People:
         return await self._pages.threads.run(look_up)
 
     async def _read_invitation(self, token: str) -> Invitation:
-        found = await self._pages.threads.run(lambda connection: accounts.read_invitation(connection, token))
+        found = await self._pages.threads.run(lambda connection: invitations.read_invitation(connection, token))
         if found is None:
             text = "It was used, replaced or withdrawn, or is older than seven days. Ask for a new link."
             raise PageError(404, "This invitation is not valid any more", text)

@@ -19,9 +19,9 @@ from core import admin_actions
 from core.database.connection import Database
 from core.ids import IdKind, format_id
 from core.ledger.day_sums import forget_sums
-from core.parties.accounts import Role
 from core.parties.audit import COMMAND_LINE
 from core.parties.businesses import Business
+from core.parties.members import Role
 from core.settings.loader import load_settings
 from tests.bench.cpu import CpuWatch
 from tests.bench.history import find_imbalances

@@ -15,8 +15,8 @@ from playwright.sync_api import Page, expect
 
 from core import admin_actions
 from core.parties import businesses
-from core.parties.accounts import Role
 from core.parties.audit import COMMAND_LINE
+from core.parties.members import Role
 from tests.browser.conftest import DESKTOP, PHONE, OpenPage, Watch
 from tests.browser.people import Person, join, sign_in
 from tests.servers import Account, System, open_account

@@ -13,8 +13,8 @@ from core.batches import reading
 from core.batches.payout_batch import BODY_MAX_BYTES
 from core.credentials import Mode
 from core.parties import businesses
-from core.parties.accounts import Role
 from core.parties.businesses import Business
+from core.parties.members import Role
 from tests.core.builders import read_history
 from tests.dashboard.test_pages import actions
 from tests.dashboard.visitors import Document, Visitor, base, read_business, sign_in

@@ -12,9 +12,9 @@ from api.web.browser_headers import CONTENT_SECURITY_POLICY
 from core.credentials import Mode
 from core.ids import IdKind, format_id
 from core.parties import api_keys
-from core.parties.accounts import Role
 from core.parties.audit import Entry, list_entries
 from core.parties.businesses import Business
+from core.parties.members import Role
 from core.parties.payout_users import find_payout_user
 from tests.core.builders import allocate, allocation_of
 from tests.dashboard.visitors import (

@@ -22,8 +22,9 @@ import pytest
 import sqlalchemy as sa
 
 from core.database.connection import Database
-from core.parties.accounts import Role, check_password, list_memberships
 from core.parties.businesses import find_businesses_by_name, get_business
+from core.parties.members import Role, list_memberships
+from core.parties.passwords import check_password
 from tests.servers import Servers
 
 PAYOUTS = str(Path(sys.executable).with_name("payouts"))

@@ -18,17 +18,11 @@ import sqlalchemy as sa
 from core.credentials import email_digest
 from core.database.connection import Database
 from core.ids import new_id
-from core.logging.setup import (
-    NAMED_MAX,
-    SAME_PER_S_MAX,
-    LineFormatter,
-    LineWriter,
-    Repeats,
-    about,
-    hide_secrets,
-    holds_secret,
-    place_of,
-)
+from core.logging.fields import NAMED_MAX, about, place_of
+from core.logging.formatter import LineFormatter
+from core.logging.masking import hide_secrets, holds_secret
+from core.logging.repeats import SAME_PER_S_MAX, Repeats
+from core.logging.writer import LineWriter
 from core.messages import Allocation
 from tests.servers import ROOT
 
