@@ -13,7 +13,7 @@ import httpx
 from core import admin_actions
 from core.credentials import Mode
 from core.ids import IdKind, format_id
-from core.parties import accounts, businesses, members
+from core.parties import accounts, businesses, members, passwords
 from core.parties.audit import COMMAND_LINE
 from core.parties.businesses import Business
 from core.parties.members import Role

@@ -351,7 +351,7 @@ def test_stopped_workers_show_as_old_messages_resends_and_resolves(servers: Serv
 
 
 def test_idle_system_tells_a_worker_that_consumes_from_none(servers: Servers) -> None:
-    """Without a call, an empty batch goes through the queue; nobody asks for health here."""
+    """Without a call, an empty group goes through the queue; nobody asks for health here."""
     with run_valkey() as valkey, run_system(Servers(servers.postgres_url, valkey.url)) as system:
         seen = wait_for(system.base_url, lambda now: now["payouts_round_trip_age_seconds"] > 9, "idle")
         assert grown(seen, read(system.base_url)).get("payouts_allocations_total") is None

@@ -91,7 +91,7 @@ def test_no_worker_is_named_though_all_servers_are_there(servers: Servers, valke
         wait_until_alive(client)
         response = wait_for_problems(client, lambda problems: problems["subscription"] is None)
         assert response.status_code == 503
-        assert response.json()["error"] == "Not ready: no worker carried out an empty batch within 2 s"
+        assert response.json()["error"] == "Not ready: no worker carried out an empty group within 2 s"
 
 
 def test_many_probes_at_once_share_one_round_trip(breakable: System, valkey: EmbeddedValkey) -> None:
