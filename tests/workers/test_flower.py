@@ -16,7 +16,7 @@ import pytest
 from honcho.environ import parse_procfile
 from redis import Redis
 
-from api.local.servers import find_free_port
+from api.local.ports import find_free_port
 from core.credentials import digest_of
 from tests.servers import HASH_SECRET, ROOT, Servers, System, open_account, run_system, run_valkey
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from api.local.servers import EmbeddedValkey
+from api.local.valkey import EmbeddedValkey
 from tests.servers import HASH_SECRET, Parts, Servers, System, run_system, run_valkey
 
 PAYOUTS = str(Path(sys.executable).with_name("payouts"))

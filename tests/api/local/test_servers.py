@@ -22,7 +22,10 @@ import sqlalchemy as sa
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from api.local.servers import EmbeddedPostgres, EmbeddedServerError, EmbeddedValkey, find_free_port
+from api.local.ports import find_free_port
+from api.local.postgres import EmbeddedPostgres
+from api.local.valkey import EmbeddedValkey
+from api.local.wheels import EmbeddedServerError
 from core.database.connection import Database
 from tests.servers import ROOT
 
@@ -30,7 +33,7 @@ LINUX_LOWEST_OUTGOING_PORT = 32_768
 START = """
 import sys
 from pathlib import Path
-from api.local.servers import EmbeddedPostgres
+from api.local.postgres import EmbeddedPostgres
 print(EmbeddedPostgres(Path(sys.argv[1])).start())
 """
 
@@ -217,7 +220,7 @@ def test_ordinary_user_runs_it_as_itself(home: Path) -> None:
     os.chown(home, nobody, nobody)
     try:
         subprocess.run(
-            [sys.executable, "-c", "import api.local.servers"], user=nobody, group=nobody, cwd=ROOT, check=True
+            [sys.executable, "-c", "import api.local.postgres, api.local.valkey"], user=nobody, group=nobody, cwd=ROOT, check=True
         )
     except (PermissionError, subprocess.CalledProcessError):
         pytest.skip("this Python cannot be run by others")

@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 from redis import Redis
 
-from api.local.servers import EmbeddedValkey
+from api.local.valkey import EmbeddedValkey
 from tests.servers import Parts, Servers, System, run_system, run_valkey
 
 NAMES = ["database", "schema", "broker", "subscription", "worker"]

@@ -10,7 +10,7 @@ import httpx
 import pytest
 import sqlalchemy as sa
 
-from api.local.servers import EmbeddedValkey
+from api.local.valkey import EmbeddedValkey
 from core.credentials import email_digest
 from tests.servers import HASH_SECRET, Account, Parts, Servers, System, open_account, run_system
 from workers.app import NAMES_HEADER

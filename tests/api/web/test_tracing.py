@@ -15,7 +15,7 @@ import pytest
 import sqlalchemy as sa
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from api.local.servers import EmbeddedValkey
+from api.local.valkey import EmbeddedValkey
 from core.tracing import is_asked_for
 from tests.servers import HASH_SECRET, ROOT, Parts, Servers, System, open_account, run_system, run_valkey
 

@@ -13,7 +13,7 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 
 from api.allocations.publisher import Publisher
-from api.local.servers import find_free_port
+from api.local.ports import find_free_port
 from core.messages import GroupCodec
 from core.settings.loader import load_settings
 from tests.chaos.cluster import PROCFILE, wait_until

@@ -22,7 +22,8 @@ from kombu.exceptions import OperationalError
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from api.local.servers import EmbeddedValkey, find_free_port
+from api.local.ports import find_free_port
+from api.local.valkey import EmbeddedValkey
 from core.batches.payout_batch import BatchStatus, PayoutBatch
 from core.database.connection import Database
 from core.ids import IdKind, format_id
