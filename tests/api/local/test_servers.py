@@ -220,7 +220,11 @@ def test_ordinary_user_runs_it_as_itself(home: Path) -> None:
     os.chown(home, nobody, nobody)
     try:
         subprocess.run(
-            [sys.executable, "-c", "import api.local.postgres, api.local.valkey"], user=nobody, group=nobody, cwd=ROOT, check=True
+            [sys.executable, "-c", "import api.local.postgres, api.local.valkey"],
+            user=nobody,
+            group=nobody,
+            cwd=ROOT,
+            check=True,
         )
     except (PermissionError, subprocess.CalledProcessError):
         pytest.skip("this Python cannot be run by others")
