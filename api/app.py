@@ -32,21 +32,21 @@ from api.reference.playground.pages import Playground
 from api.resources.balance import balance_route
 from api.resources.health import Readiness, health_routes
 from api.resources.metrics_endpoint import Exporter, metrics_route
-from api.resources.pagination import Lists
+from api.resources.pagination import Paginator
 from api.resources.payout_hash import payout_hash_routes
 from api.resources.payout_users import payout_user_routes
 from api.resources.transactions import transaction_routes
 from api.web import error_answers
 from api.web.authentication import Authenticator
-from api.web.business_request import BusinessCalls, DatabaseThreads
+from api.web.business_request import BusinessRequests, DatabaseThreads
 from api.web.rate_limit import RateLimiter, add_rate_limit
 from api.web.recent_requests import RecentRequests
 from api.web.request_log import Paths, RequestLines, RequestLog
-from api.web.request_metrics import Traffic
+from api.web.request_metrics import RequestMetrics
 from api.web.tracing import make_plugin
 from core.database.connection import Database
 from core.errors import UserError
-from core.garbage_collection import spare_what_stays
+from core.garbage_collection import freeze_startup_objects
 from core.logging.setup import Logs
 from core.messages import GroupCodec
 from core.settings.loader import Settings, load_settings, warn_of_unknown_variables
@@ -89,8 +89,8 @@ class Parts:
     authenticator: Authenticator
     limiter: RateLimiter
     threads: DatabaseThreads
-    calls: BusinessCalls
-    lists: Lists
+    requests: BusinessRequests
+    paginator: Paginator
     intake: BatchIntake
     dashboard: Dashboard
     playground: Playground
@@ -121,8 +121,8 @@ class Parts:
         authenticator = Authenticator(database, timeout_s=timeout_s)
         limiter = RateLimiter(settings)
         threads = DatabaseThreads(database, timeout_s=timeout_s)
-        calls = BusinessCalls(authenticator, limiter, threads)
-        lists = Lists(calls)
+        requests = BusinessRequests(authenticator, limiter, threads)
+        paginator = Paginator(requests)
         intake = BatchIntake(batch_database, celery, settings.hash_secret_bytes)
         databases = {"calls": database, "uploads": batch_database}
         return cls(
@@ -139,10 +139,10 @@ class Parts:
             authenticator=authenticator,
             limiter=limiter,
             threads=threads,
-            calls=calls,
-            lists=lists,
+            requests=requests,
+            paginator=paginator,
             intake=intake,
-            dashboard=Dashboard(settings, lists, intake, recent_requests),
+            dashboard=Dashboard(settings, paginator, intake, recent_requests),
             playground=Playground(),
             readiness=Readiness(database, celery, replies, dispatcher),
             exporter=Exporter(settings, databases, redis, celery, dispatcher, replies, resolver),
@@ -158,7 +158,7 @@ class Parts:
     async def running(self, _: Litestar) -> AsyncIterator[None]:
         """Run what runs in the background; at the end answer who still waits, then close every part."""
         await asyncio.to_thread(self.clock.measure)
-        spare_what_stays()
+        freeze_startup_objects()
         endless = (
             self.replies.listen(),
             self.clock.keep_fresh(),
@@ -214,11 +214,11 @@ class Parts:
     def make_handlers(self) -> list[BaseRouteHandler]:
         """Make all other endpoints."""
         return [
-            balance_route(self.calls),
+            balance_route(self.requests),
             *payout_hash_routes(self.threads),
-            *payout_user_routes(self.calls, self.lists),
-            *transaction_routes(self.calls, self.lists),
-            *batch_routes(self.calls, self.lists, self.intake, self.settings.hash_secret_bytes),
+            *payout_user_routes(self.requests, self.paginator),
+            *transaction_routes(self.requests, self.paginator),
+            *batch_routes(self.requests, self.paginator, self.intake, self.settings.hash_secret_bytes),
             *health_routes(self.readiness),
             metrics_route(self.exporter),
             openapi_route(),
@@ -310,5 +310,5 @@ def add_request_log(app: Application, settings: Settings, recent_requests: Recen
     writer = Logs.configure_in_background("web", log_format=settings.log_format, log_level=settings.log_level)
     warn_where_missing()
     write = RequestLines(app.paths, writer).write if settings.access_log else None
-    tell = (Traffic().count, recent_requests.note)
+    tell = (RequestMetrics().count, recent_requests.note)
     return RequestLog(app.asgi, app.paths, write, tell, log_level=settings.log_level)

@@ -11,7 +11,7 @@ from litestar.handlers import HTTPRouteHandler
 from redis.exceptions import RedisError
 from sqlalchemy import Connection
 
-from api.batches.endpoint import UPLOAD_TIMEOUT_S, results_listing
+from api.batches.endpoint import UPLOAD_TIMEOUT_S, result_collection
 from api.batches.files import check_upload
 from api.batches.intake import BatchIntake
 from api.dashboard.exports import export_csv
@@ -33,7 +33,7 @@ from api.dashboard.pages import (
 )
 from api.dashboard.sessions import Session
 from api.dashboard.uploads import Upload, Uploads
-from api.resources.pagination import Listing, Lists
+from api.resources.pagination import Collection, Paginator
 from api.resources.query_parameters import Parameters, batches_cursor, results_cursor
 from api.web.browser_headers import browser_headers, redirect
 from api.web.errors import TooManyWaitingError
@@ -76,15 +76,15 @@ class _Progress(msgspec.Struct):
 
 
 def batch_page_routes(
-    pages: Pages, lists: Lists, intake: BatchIntake, uploads: Uploads, hash_secret: bytes
+    pages: Pages, paginator: Paginator, intake: BatchIntake, uploads: Uploads, hash_secret: bytes
 ) -> list[HTTPRouteHandler]:
     """Wire the pages."""
     taking = _Taking(pages, intake, uploads)
 
     @get("/{business:str}/{mode:str}/batches")
     async def list_batches(request: AnyRequest, business: str, mode: str) -> AnyResponse:
-        behind = Parameters.from_query(request.query_params.multi_items()).batches_cursor()
-        return await pages.show(request, business, mode, lambda connection, visit: _list(connection, visit, behind))
+        after = Parameters.from_query(request.query_params.multi_items()).batches_cursor()
+        return await pages.show(request, business, mode, lambda connection, visit: _list(connection, visit, after))
 
     @post(
         "/{business:str}/{mode:str}/batches/uploads",
@@ -101,9 +101,9 @@ def batch_page_routes(
 
     @get(_BATCH)
     async def show_batch(request: AnyRequest, business: str, mode: str, batch_id: str) -> AnyResponse:
-        behind = Parameters.from_query(request.query_params.multi_items()).results_cursor()
+        after = Parameters.from_query(request.query_params.multi_items()).results_cursor()
         return await pages.show(
-            request, business, mode, lambda connection, visit: _show(connection, visit, batch_id, behind)
+            request, business, mode, lambda connection, visit: _show(connection, visit, batch_id, after)
         )
 
     @get(f"{_BATCH}/progress")
@@ -112,11 +112,11 @@ def batch_page_routes(
 
     @get(f"{_BATCH}/results.csv")
     async def export_results(request: AnyRequest, business: str, mode: str, batch_id: str) -> AnyResponse:
-        def choose(_: Connection, visit: Visit) -> Listing[BatchResult, int]:
+        def choose(_: Connection, visit: Visit) -> Collection[BatchResult, int]:
             # A payout hash lets its holder in, so that viewers do not get it.
-            return results_listing(batch_id, hash_secret if visit.is_admin else None)
+            return result_collection(batch_id, hash_secret if visit.is_admin else None)
 
-        return await export_csv(pages, lists, request, business, mode, choose)
+        return await export_csv(pages, paginator, request, business, mode, choose)
 
     @post(f"{_BATCH}/cancel", status_code=200)
     async def cancel(request: AnyRequest, business: str, mode: str, batch_id: str) -> AnyResponse:
@@ -261,13 +261,13 @@ class _Checked:
     sealed: bytes
 
 
-def _list(connection: Connection, visit: Visit, behind: UUID | None, mistakes: list[str] | None = None) -> Page:
-    batches = reading.list_batches(connection, visit.business.id, limit=_ROWS + 1, behind=behind)
+def _list(connection: Connection, visit: Visit, after: UUID | None, mistakes: list[str] | None = None) -> Page:
+    batches = reading.list_batches(connection, visit.business.id, limit=_ROWS + 1, after=after)
     cursor = batches_cursor(batches[_ROWS - 1].id) if len(batches) > _ROWS else None
     values = {
         "batches": batches[:_ROWS],
         "cursor": cursor,
-        "is_first": behind is None,
+        "is_first": after is None,
         "mistakes": mistakes or [],
         "mistakes_max": MISTAKES_SHOWN_MAX,
         "bytes_max": BODY_MAX_BYTES,
@@ -276,15 +276,15 @@ def _list(connection: Connection, visit: Visit, behind: UUID | None, mistakes: l
     return Page("batches.html", values, 422 if mistakes else 200)
 
 
-def _show(connection: Connection, visit: Visit, batch_id: str, behind: int | None) -> Page:
+def _show(connection: Connection, visit: Visit, batch_id: str, after: int | None) -> Page:
     batch = _find_batch(connection, visit, batch_id)
-    rows = reading.list_results(connection, batch, limit=_RESULT_ROWS + 1, behind=behind)
+    rows = reading.list_results(connection, batch, limit=_RESULT_ROWS + 1, after=after)
     cursor = results_cursor(rows[_RESULT_ROWS - 1].position) if len(rows) > _RESULT_ROWS else None
     values = {
         "batch": batch,
         "rows": rows[:_RESULT_ROWS],
         "cursor": cursor,
-        "is_first": behind is None,
+        "is_first": after is None,
         "progress": _describe(visit, batch),
     }
     return Page("batch.html", values)

@@ -20,7 +20,7 @@ from api.dashboard.sign_in_tries import SignInTries
 from api.dashboard.transactions import transaction_page_routes
 from api.dashboard.uploads import Uploads
 from api.dashboard.users import user_routes
-from api.resources.pagination import Lists
+from api.resources.pagination import Paginator
 from api.web.assets import Assets
 from api.web.business_request import DatabaseThreads
 from api.web.recent_requests import RecentRequests
@@ -35,7 +35,9 @@ _UPLOAD_TIMEOUT_S = 10.0
 class Dashboard:
     """The pages, with connections and threads of their own: nobody who pays waits for a page."""
 
-    def __init__(self, settings: Settings, lists: Lists, intake: BatchIntake, recent_requests: RecentRequests) -> None:
+    def __init__(
+        self, settings: Settings, paginator: Paginator, intake: BatchIntake, recent_requests: RecentRequests
+    ) -> None:
         secret = settings.hash_secret_bytes
         self._database = Database.from_settings(settings, pool_size=_POOL_SIZE)
         self._threads = DatabaseThreads(self._database, timeout_s=settings.resolve_timeout_s)
@@ -58,8 +60,8 @@ class Dashboard:
                 *sign_in_routes(self._pages, tries, self._passwords),
                 *home_routes(self._pages),
                 *user_routes(self._pages),
-                *transaction_page_routes(self._pages, lists),
-                *batch_page_routes(self._pages, lists, intake, uploads, secret),
+                *transaction_page_routes(self._pages, paginator),
+                *batch_page_routes(self._pages, paginator, intake, uploads, secret),
                 *developer_routes(self._pages, recent_requests),
                 *settings_routes(self._pages),
             ],

@@ -43,10 +43,10 @@ def settings_routes(pages: Pages) -> list[HTTPRouteHandler]:
 
     @get(f"{_SETTINGS}/log")
     async def show_log(request: AnyRequest, business: str, mode: str) -> AnyResponse:
-        behind = _read_uuid(request.query_params.get("after", ""))
+        after = _read_uuid(request.query_params.get("after", ""))
         of_members = request.query_params.get("of") == "members"
         return await pages.show(
-            request, business, mode, lambda connection, visit: _show_log(connection, visit, behind, of_members)
+            request, business, mode, lambda connection, visit: _show_log(connection, visit, after, of_members)
         )
 
     def changing(path: str, name: str, make: Callable[[AnyRequest], Work]) -> HTTPRouteHandler:
@@ -83,14 +83,14 @@ def _show(connection: Connection, visit: Visit, errors: dict[str, str] | None = 
     return Page("settings.html", values, 422 if errors else 200)
 
 
-def _show_log(connection: Connection, visit: Visit, behind: UUID | None, of_members: bool) -> Page:
+def _show_log(connection: Connection, visit: Visit, after: UUID | None, of_members: bool) -> Page:
     about = visit.live if of_members else visit.business
-    entries = audit.list_entries(connection, about.id, _LOG_ROWS + 1, behind)
-    after = entries[_LOG_ROWS - 1].id.hex if len(entries) > _LOG_ROWS else None
+    entries = audit.list_entries(connection, about.id, _LOG_ROWS + 1, after)
+    last = entries[_LOG_ROWS - 1].id.hex if len(entries) > _LOG_ROWS else None
     values = {
         "entries": entries[:_LOG_ROWS],
-        "after": after,
-        "is_first": behind is None,
+        "after": last,
+        "is_first": after is None,
         "of": "members" if of_members else "",
         "of_live": of_members and about.id != visit.business.id,
     }

@@ -76,11 +76,11 @@ def _find_hash(request: AnyRequest, fields: Mapping[str, Any]) -> Any:
 
 
 def _read_history(connection: Connection, user: PayoutUser, parameters: Parameters) -> responses.Answer:
-    limit, behind = parameters.limit(), parameters.history_cursor()
+    limit, after = parameters.limit(), parameters.history_cursor()
     if parameters.errors:
         return parameters.errors
     own = Selection(payout_user_id=user.id)
-    rows = history.list_transactions(connection, user.business_id, own, limit=limit + 1, behind=behind)
+    rows = history.list_transactions(connection, user.business_id, own, limit=limit + 1, after=after)
     return make_page(rows, limit, _place_of, history_cursor, schemas.OwnTransaction.of)
 
 

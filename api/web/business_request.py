@@ -60,7 +60,7 @@ class DatabaseThreads:
         self._executor.shutdown(wait=False, cancel_futures=True)
 
 
-class BusinessCalls:
+class BusinessRequests:
     """Calls with a secret key, which is read again in the transaction that answers."""
 
     def __init__(self, authenticator: Authenticator, limiter: RateLimiter, threads: DatabaseThreads) -> None:

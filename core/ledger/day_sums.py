@@ -36,7 +36,7 @@ class DaySum:
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """Businesses with rows to be summed: those with few, those with many, and the id to go on behind."""
+    """Businesses with rows to be summed: those with few, those with many, and the id to go on after."""
 
     few: list[UUID]
     many: list[UUID]
@@ -70,7 +70,7 @@ _DUE = sa.text("""
         OFFSET :few_rows
     ) AS has_few
     FROM (
-        SELECT id FROM businesses WHERE id > :behind ORDER BY id LIMIT :businesses_max
+        SELECT id FROM businesses WHERE id > :after ORDER BY id LIMIT :businesses_max
     ) AS businesses
     LEFT JOIN payout_day_sums_progress AS progress ON progress.business_id = businesses.id
     WHERE EXISTS (
@@ -83,7 +83,7 @@ _DUE = sa.text("""
 """)
 
 _LAST_OF_GROUP = sa.text("""
-    SELECT id FROM (SELECT id FROM businesses WHERE id > :behind ORDER BY id LIMIT :businesses_max) AS businesses
+    SELECT id FROM (SELECT id FROM businesses WHERE id > :after ORDER BY id LIMIT :businesses_max) AS businesses
     ORDER BY id DESC
     LIMIT 1
 """)
@@ -201,9 +201,9 @@ def read_closed_until(connection: Connection, write_max_s: float = WRITE_MAX_S) 
     return closed_until
 
 
-def list_due(connection: Connection, until: datetime, behind: UUID) -> Due:
+def list_due(connection: Connection, until: datetime, after: UUID) -> Due:
     """Return those of the next businesses in id order that have rows to be summed."""
-    group = {"behind": behind, "businesses_max": BUSINESSES_AT_ONCE}
+    group = {"after": after, "businesses_max": BUSINESSES_AT_ONCE}
     last: UUID | None = connection.execute(_LAST_OF_GROUP, group).scalar_one_or_none()
     rows = connection.execute(_DUE, group | {"until": until, "few_rows": FEW_ROWS}).all()
     return Due([row.id for row in rows if row.has_few], [row.id for row in rows if not row.has_few], last)

@@ -49,7 +49,7 @@ class Selection:
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """A place in the history: just behind the row with this time and id."""
+    """A position in the history: just after the row with this time and id."""
 
     created_at: datetime
     id: UUID
@@ -79,9 +79,9 @@ _SELECT = sa.select(*_COLUMNS)
 
 
 def list_transactions(
-    connection: Connection, business_id: UUID, selection: Selection, *, limit: int, behind: Position | None = None
+    connection: Connection, business_id: UUID, selection: Selection, *, limit: int, after: Position | None = None
 ) -> list[Transaction]:
-    """Return up to `limit` rows, newest first, from the start or from behind a place.
+    """Return up to `limit` rows, newest first, from the start or after a position.
 
     Whoever walks on sees every row that was there at the start once. What commits meanwhile may be seen or not: its
     time is that of its transaction's beginning.
@@ -98,8 +98,8 @@ def list_transactions(
         query = query.where(history.created_at >= selection.since)
     if selection.until is not None:
         query = query.where(history.created_at < selection.until)
-    if behind is not None:
-        query = query.where(sa.tuple_(history.created_at, history.id) < (behind.created_at, behind.id))
+    if after is not None:
+        query = query.where(sa.tuple_(history.created_at, history.id) < (after.created_at, after.id))
     query = query.order_by(history.created_at.desc(), history.id.desc()).limit(limit)
     return list(_transactions(connection, query))
 

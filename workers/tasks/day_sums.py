@@ -24,7 +24,7 @@ class DaySummer:
         self._database = database
         self._write_max_s = max(day_sums.WRITE_MAX_S, 2 * transaction_timeout_s)
         self._task_s = task_s
-        self._go_on_behind = _FIRST
+        self._go_on_after = _FIRST
 
     def work(self) -> None:
         """Sum for a while; what is left is for the next time, which goes on with the next businesses."""
@@ -32,16 +32,16 @@ class DaySummer:
         try:
             with self._database.transaction() as connection:
                 until = day_sums.read_closed_until(connection, self._write_max_s)
-            is_last_round = self._go_on_behind == _FIRST
+            is_last_round = self._go_on_after == _FIRST
             while time.monotonic() < give_up_at:
                 with self._database.transaction() as connection:
-                    due = day_sums.list_due(connection, until, self._go_on_behind)
+                    due = day_sums.list_due(connection, until, self._go_on_after)
                 if due.few:
                     with self._database.transaction() as connection:
                         day_sums.sum_together(connection, due.few, until)
                 if not self._sum(due.many, until, give_up_at):
                     return
-                self._go_on_behind = due.last or _FIRST
+                self._go_on_after = due.last or _FIRST
                 if due.last is None:
                     if is_last_round:
                         return
@@ -56,7 +56,7 @@ class DaySummer:
             while is_more:
                 if time.monotonic() >= give_up_at:
                     return False
-                self._go_on_behind = business_id
+                self._go_on_after = business_id
                 with self._database.transaction() as connection:
                     is_more = day_sums.sum_next(connection, business_id, until)
         return True

@@ -698,8 +698,8 @@ def test_rows_are_pending_then_allocated_or_cancelled(database: Database, payer:
             results = reading.list_results(connection, found, limit=10)
             assert [BatchRow(row.email, row.amount, row.reference) for row in results] == rows
             assert [row.position for row in results] == [0, 1, 2]
-            assert reading.list_results(connection, found, limit=1, behind=0) == results[1:2]
-            assert reading.list_results(connection, found, limit=9, behind=2) == []
+            assert reading.list_results(connection, found, limit=1, after=0) == results[1:2]
+            assert reading.list_results(connection, found, limit=9, after=2) == []
         paid = {row.id: row.amount for row in read_history(database, payer.business.id)}
         allocated = [row for row in results if row.outcome is RowOutcome.ALLOCATED]
         assert {row.transaction_id: row.amount for row in allocated} == paid
@@ -718,8 +718,8 @@ def test_batches_are_listed_newest_first_and_none_of_others(database: Database, 
     with database.transaction() as connection:
         listed = reading.list_batches(connection, payer.business.id, limit=10)
         assert listed == batches[::-1]
-        assert reading.list_batches(connection, payer.business.id, limit=1, behind=listed[0].id) == [batches[1]]
-        assert reading.list_batches(connection, payer.business.id, limit=9, behind=listed[2].id) == []
+        assert reading.list_batches(connection, payer.business.id, limit=1, after=listed[0].id) == [batches[1]]
+        assert reading.list_batches(connection, payer.business.id, limit=9, after=listed[2].id) == []
         assert reading.find_batch_anywhere(connection, batches[0].id) == batches[0]
         assert reading.find_batch_anywhere(connection, uuid4()) is None
 
