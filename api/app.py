@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from celery import Celery
-from litestar import Litestar, Request, Response
+from litestar import Litestar, Response
 from litestar.exceptions import HTTPException
 from litestar.handlers import BaseRouteHandler
 from litestar.types import ASGIApp
@@ -41,6 +41,7 @@ from api.web.authentication import Authenticator
 from api.web.business_request import BusinessRequests, DatabaseThreads
 from api.web.rate_limit import RateLimiter, add_rate_limit
 from api.web.recent_requests import RecentRequests
+from api.web.request import HttpRequest
 from api.web.request_log import Paths, RequestLines, RequestLog
 from api.web.request_metrics import RequestMetrics
 from api.web.tracing import make_plugin
@@ -191,7 +192,7 @@ class Parts:
         self.batch_database.close()
         self.database.close()
 
-    def answer_http_exception(self, request: Request[Any, Any, Any], error: HTTPException) -> Response[Any]:
+    def answer_http_exception(self, request: HttpRequest, error: HTTPException) -> Response[Any]:
         """Answer with a page where a page was asked for, and with JSON elsewhere."""
         if self.dashboard.answers(request):
             return self.dashboard.answer_error(request, error)

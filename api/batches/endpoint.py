@@ -14,13 +14,14 @@ from api.resources import schemas
 from api.resources.pagination import Collection, Paginator
 from api.resources.query_parameters import Parameters, batches_cursor, results_cursor
 from api.web import responses
-from api.web.business_request import AnyRequest, BusinessRequests
+from api.web.business_request import BusinessRequests
 from api.web.errors import TooManyWaitingError
 from api.web.headers import read_header
 from api.web.idempotency import strip_key
+from api.web.request import HttpRequest
 from api.web.request_body import read_body
 from api.web.request_log import note_of
-from api.web.responses import AnyResponse, Refusal
+from api.web.responses import HttpResponse, Refusal
 from core.batches import reading
 from core.batches.payout_batch import BODY_MAX_BYTES, PayoutBatch, RowOutcome
 from core.batches.reading import BatchResult
@@ -41,15 +42,15 @@ def batch_routes(
 
     # One handler, since Litestar's answer to OPTIONS names the methods of one.
     @route(PATH, http_method=["GET", "POST"], request_max_body_size=BODY_MAX_BYTES)
-    async def list_or_create_batches(request: AnyRequest) -> AnyResponse:
+    async def list_or_create_batches(request: HttpRequest) -> HttpResponse:
         return await (_list(request, paginator) if request.method == "GET" else _create(request, requests, intake))
 
     @get(ITEM_PATH)
-    async def get_batch(request: AnyRequest, batch_id: str) -> AnyResponse:
+    async def get_batch(request: HttpRequest, batch_id: str) -> HttpResponse:
         return await requests.answer(request, lambda connection, business_id: _get(connection, business_id, batch_id))
 
     @get(RESULTS_PATH)
-    async def list_results(request: AnyRequest, batch_id: str) -> AnyResponse:
+    async def list_results(request: HttpRequest, batch_id: str) -> HttpResponse:
         parameters = Parameters.from_query(request.query_params.multi_items())
         after, limit = parameters.results_cursor(), parameters.limit()
         collection = result_collection(batch_id, hash_secret)
@@ -58,13 +59,13 @@ def batch_routes(
     return [list_or_create_batches, get_batch, list_results]
 
 
-async def _list(request: AnyRequest, paginator: Paginator) -> AnyResponse:
+async def _list(request: HttpRequest, paginator: Paginator) -> HttpResponse:
     parameters = Parameters.from_query(request.query_params.multi_items())
     after, limit = parameters.batches_cursor(), parameters.limit()
     return await paginator.answer(request, parameters.errors, _BATCHES, after, limit)
 
 
-async def _create(request: AnyRequest, requests: BusinessRequests, intake: BatchIntake) -> AnyResponse:
+async def _create(request: HttpRequest, requests: BusinessRequests, intake: BatchIntake) -> HttpResponse:
     identity = await requests.identify(request)
     if isinstance(identity, Refusal):
         return identity.response()

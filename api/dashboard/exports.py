@@ -7,19 +7,21 @@ from uuid import UUID
 from litestar.response import Stream
 from sqlalchemy import Connection
 
-from api.dashboard.pages import AnyRequest, AnyResponse, Pages, Visit, find_visit, not_found
+from api.dashboard.pages import Pages, Visit, find_visit, not_found
 from api.resources.pagination import CSV, Collection, Paginator
 from api.web.browser_headers import browser_headers
+from api.web.request import HttpRequest
+from api.web.responses import HttpResponse
 
 
 async def export_csv(
     pages: Pages,
     paginator: Paginator,
-    request: AnyRequest,
+    request: HttpRequest,
     business: str,
     mode: str,
     choose: Callable[[Connection, Visit], Collection[Any, Any]],
-) -> AnyResponse:
+) -> HttpResponse:
     """Answer with the list that `choose` returns, which may look at who asks."""
     session = await pages.find_session(request)
     if session is None:

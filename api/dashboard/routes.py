@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from litestar import Request, Router
+from litestar import Router
 from litestar.response import Response
 
 from api.batches.intake import BatchIntake
@@ -24,6 +24,7 @@ from api.resources.pagination import Paginator
 from api.web.assets import Assets
 from api.web.business_request import DatabaseThreads
 from api.web.recent_requests import RecentRequests
+from api.web.request import HttpRequest
 from core.database.connection import Database
 from core.settings.loader import Settings
 from workers.servers import open_async_redis
@@ -46,7 +47,7 @@ class Dashboard:
         self._upload_redis = open_async_redis(settings, retries=1, timeout_s=_UPLOAD_TIMEOUT_S)
 
         # A function: Litestar makes deep copies, of what a method is bound to as well.
-        def answer_error(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
+        def answer_error(request: HttpRequest, error: Exception) -> Response[Any]:
             return self.answer_error(request, error)
 
         assets = Assets()
@@ -68,12 +69,12 @@ class Dashboard:
             exception_handlers={Exception: answer_error},
         )
 
-    def answers(self, request: Request[Any, Any, Any]) -> bool:
+    def answers(self, request: HttpRequest) -> bool:
         """Tell whether somebody who asks for this path should get a page, where there is none."""
         path = request.scope["path"]
         return path == HOME or path.startswith(f"{HOME}/")
 
-    def answer_error(self, request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
+    def answer_error(self, request: HttpRequest, error: Exception) -> Response[Any]:
         """Answer with a page that says what went wrong."""
         return self._pages.answer_error(request, error)
 

@@ -12,8 +12,6 @@ from api.dashboard.forms import Form, FormError
 from api.dashboard.pages import (
     HOME,
     Answer,
-    AnyRequest,
-    AnyResponse,
     Page,
     PageError,
     Pages,
@@ -21,6 +19,8 @@ from api.dashboard.pages import (
     Visit,
     not_found,
 )
+from api.web.request import HttpRequest
+from api.web.responses import HttpResponse
 from core import admin_actions
 from core.errors import UserError
 from core.money import BALANCE_MAX_CENTS, format_dollars
@@ -38,20 +38,20 @@ def settings_routes(pages: Pages) -> list[HTTPRouteHandler]:
     """Wire the pages."""
 
     @get(_SETTINGS)
-    async def show_settings(request: AnyRequest, business: str, mode: str) -> AnyResponse:
+    async def show_settings(request: HttpRequest, business: str, mode: str) -> HttpResponse:
         return await pages.show(request, business, mode, _show)
 
     @get(f"{_SETTINGS}/log")
-    async def show_log(request: AnyRequest, business: str, mode: str) -> AnyResponse:
+    async def show_log(request: HttpRequest, business: str, mode: str) -> HttpResponse:
         after = _read_uuid(request.query_params.get("after", ""))
         of_members = request.query_params.get("of") == "members"
         return await pages.show(
             request, business, mode, lambda connection, visit: _show_log(connection, visit, after, of_members)
         )
 
-    def changing(path: str, name: str, make: Callable[[AnyRequest], Work]) -> HTTPRouteHandler:
+    def changing(path: str, name: str, make: Callable[[HttpRequest], Work]) -> HTTPRouteHandler:
         @post(f"{_SETTINGS}/{path}", status_code=200, name=f"dashboard settings {name}")
-        async def change(request: AnyRequest, business: str, mode: str) -> AnyResponse:
+        async def change(request: HttpRequest, business: str, mode: str) -> HttpResponse:
             return await pages.change(request, business, mode, make(request), back="settings")
 
         return change
@@ -135,7 +135,7 @@ def _set_threshold(connection: Connection, visit: Visit, form: Form) -> Answer:
     return _done(visit, f"Home warns when the payout balance is below {format_dollars(threshold)}.")
 
 
-def _invite_at(request: AnyRequest) -> Work:
+def _invite_at(request: HttpRequest) -> Work:
     server = f"{request.scope['scheme']}://{request.headers.get('host', '')}"
 
     def invite(connection: Connection, visit: Visit, form: Form) -> Answer:

@@ -7,10 +7,12 @@ from litestar.handlers import HTTPRouteHandler
 from sqlalchemy import Connection
 
 from api.dashboard.exports import export_csv
-from api.dashboard.pages import AnyRequest, AnyResponse, Page, PageError, Pages, Visit
+from api.dashboard.pages import Page, PageError, Pages, Visit
 from api.resources.pagination import Collection, Paginator
 from api.resources.query_parameters import Parameters, history_cursor
 from api.resources.transactions import transaction_collection
+from api.web.request import HttpRequest
+from api.web.responses import HttpResponse
 from core.ledger import history
 from core.ledger.history import Position, Selection, Transaction, TransactionType
 from core.parties.payout_users import PayoutUserError, find_payout_user
@@ -32,7 +34,7 @@ def transaction_page_routes(pages: Pages, paginator: Paginator) -> list[HTTPRout
     """Wire the pages."""
 
     @get("/{business:str}/{mode:str}/transactions")
-    async def list_transactions(request: AnyRequest, business: str, mode: str) -> AnyResponse:
+    async def list_transactions(request: HttpRequest, business: str, mode: str) -> HttpResponse:
         query = _typed(request)
         after = Parameters(query).history_cursor()
         return await pages.show(
@@ -40,7 +42,7 @@ def transaction_page_routes(pages: Pages, paginator: Paginator) -> list[HTTPRout
         )
 
     @get("/{business:str}/{mode:str}/transactions.csv")
-    async def export_transactions(request: AnyRequest, business: str, mode: str) -> AnyResponse:
+    async def export_transactions(request: HttpRequest, business: str, mode: str) -> HttpResponse:
         query = _typed(request)
 
         def choose(connection: Connection, visit: Visit) -> Collection[Transaction, Position]:
@@ -54,7 +56,7 @@ def transaction_page_routes(pages: Pages, paginator: Paginator) -> list[HTTPRout
     return [list_transactions, export_transactions]
 
 
-def _typed(request: AnyRequest) -> dict[str, str]:
+def _typed(request: HttpRequest) -> dict[str, str]:
     """Return what was filled in; a form sends its empty fields too."""
     return {name: text.strip() for name, text in request.query_params.items() if text.strip() and "\0" not in text}
 

@@ -5,9 +5,11 @@ from litestar.handlers import HTTPRouteHandler
 from sqlalchemy import Connection
 
 from api.dashboard.forms import Form
-from api.dashboard.pages import AnyRequest, AnyResponse, Page, Pages, Redirect, Visit, not_found
+from api.dashboard.pages import Page, Pages, Redirect, Visit, not_found
 from api.dashboard.rendering import write_id
 from api.resources.query_parameters import Parameters, history_cursor
+from api.web.request import HttpRequest
+from api.web.responses import HttpResponse
 from core import admin_actions
 from core.ids import IdKind, parse_id
 from core.ledger import history
@@ -23,12 +25,12 @@ def user_routes(pages: Pages) -> list[HTTPRouteHandler]:
     """Wire the pages."""
 
     @get("/{business:str}/{mode:str}/users")
-    async def list_users(request: AnyRequest, business: str, mode: str) -> AnyResponse:
+    async def list_users(request: HttpRequest, business: str, mode: str) -> HttpResponse:
         query = dict(request.query_params)
         return await pages.show(request, business, mode, lambda connection, visit: _list(connection, visit, query))
 
     @get("/{business:str}/{mode:str}/users/{user_id:str}")
-    async def show_user(request: AnyRequest, business: str, mode: str, user_id: str) -> AnyResponse:
+    async def show_user(request: HttpRequest, business: str, mode: str, user_id: str) -> HttpResponse:
         parameters = Parameters.from_query(request.query_params.multi_items())
         after = parameters.history_cursor()
         return await pages.show(
@@ -36,7 +38,7 @@ def user_routes(pages: Pages) -> list[HTTPRouteHandler]:
         )
 
     @post("/{business:str}/{mode:str}/users/{user_id:str}/status", status_code=200)
-    async def set_status(request: AnyRequest, business: str, mode: str, user_id: str) -> AnyResponse:
+    async def set_status(request: HttpRequest, business: str, mode: str, user_id: str) -> HttpResponse:
         def work(connection: Connection, visit: Visit, form: Form) -> Redirect:
             return _set_status(connection, visit, form, user_id)
 

@@ -15,9 +15,10 @@ from sqlalchemy import Connection
 
 from api.resources import schemas
 from api.web import responses
-from api.web.business_request import AnyRequest, BusinessRequests
+from api.web.business_request import BusinessRequests
 from api.web.errors import TooManyWaitingError
-from api.web.responses import AnyResponse, Refusal
+from api.web.request import HttpRequest
+from api.web.responses import HttpResponse, Refusal
 from api.web.validation import FieldErrors
 
 Row = TypeVar("Row")
@@ -67,12 +68,12 @@ class Paginator:
 
     async def answer(
         self,
-        request: AnyRequest,
+        request: HttpRequest,
         errors: FieldErrors,
         collection: Collection[Row, Position],
         after: Position | None,
         limit: int,
-    ) -> AnyResponse:
+    ) -> HttpResponse:
         """Answer with the page after a position; or, where the caller accepts CSV alone or rather, with all rows."""
         identity = await self._requests.identify(request)
         if isinstance(identity, Refusal):
@@ -92,7 +93,7 @@ class Paginator:
 
         return responses.respond(await self._requests.carry_out(identity, read))
 
-    async def export(self, carry_out: CarryOut, collection: Collection[Row, Position], media_type: str) -> AnyResponse:
+    async def export(self, carry_out: CarryOut, collection: Collection[Row, Position], media_type: str) -> HttpResponse:
         """Answer with all rows, in CSV or NDJSON.
 
         Raises:

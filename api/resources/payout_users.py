@@ -12,9 +12,10 @@ from api.resources import schemas
 from api.resources.pagination import Collection, Paginator
 from api.resources.query_parameters import Parameters, users_cursor
 from api.web import responses
-from api.web.business_request import AnyRequest, BusinessRequests
+from api.web.business_request import BusinessRequests
+from api.web.request import HttpRequest
 from api.web.request_body import read_body
-from api.web.responses import AnyResponse
+from api.web.responses import HttpResponse
 from api.web.validation import NotAnObject, is_missing, parse_object
 from core.ids import IdKind, format_id, parse_id
 from core.money import format_decimal
@@ -31,14 +32,14 @@ def payout_user_routes(requests: BusinessRequests, paginator: Paginator) -> list
     """Wire the endpoints."""
 
     @get(PATH)
-    async def list_users(request: AnyRequest) -> AnyResponse:
+    async def list_users(request: HttpRequest) -> HttpResponse:
         parameters = Parameters.from_query(request.query_params.multi_items())
         after, limit = parameters.users_cursor(), parameters.limit()
         return await paginator.answer(request, parameters.errors, _collection(parameters.email()), after, limit)
 
     # One handler, since Litestar's answer to OPTIONS names the methods of one.
     @route(ITEM_PATH, http_method=["GET", "PATCH"], status_code=200)
-    async def get_or_update_user(request: AnyRequest, user_id: str) -> AnyResponse:
+    async def get_or_update_user(request: HttpRequest, user_id: str) -> HttpResponse:
         if request.method == "GET":
             return await requests.answer(
                 request, lambda connection, business_id: _get(connection, business_id, user_id)

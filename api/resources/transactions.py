@@ -12,8 +12,9 @@ from api.resources import schemas
 from api.resources.pagination import Collection, Paginator
 from api.resources.query_parameters import Parameters, history_cursor
 from api.web import responses
-from api.web.business_request import AnyRequest, BusinessRequests
-from api.web.responses import AnyResponse
+from api.web.business_request import BusinessRequests
+from api.web.request import HttpRequest
+from api.web.responses import HttpResponse
 from core.ids import IdKind, parse_id
 from core.ledger import history
 from core.ledger.history import Position, Selection, Transaction
@@ -27,7 +28,7 @@ def transaction_routes(requests: BusinessRequests, paginator: Paginator) -> list
     """Wire the endpoints."""
 
     @get(PATH)
-    async def list_transactions(request: AnyRequest) -> AnyResponse:
+    async def list_transactions(request: HttpRequest) -> HttpResponse:
         parameters = Parameters.from_query(request.query_params.multi_items())
         after, limit = parameters.history_cursor(), parameters.limit()
         selection = Selection(
@@ -39,7 +40,7 @@ def transaction_routes(requests: BusinessRequests, paginator: Paginator) -> list
         return await paginator.answer(request, parameters.errors, transaction_collection(selection), after, limit)
 
     @get(ITEM_PATH)
-    async def get_transaction(request: AnyRequest, transaction_id: str) -> AnyResponse:
+    async def get_transaction(request: HttpRequest, transaction_id: str) -> HttpResponse:
         return await requests.answer(
             request, lambda connection, business_id: _get(connection, business_id, transaction_id)
         )

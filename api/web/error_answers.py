@@ -2,10 +2,11 @@
 
 from typing import Any
 
-from litestar import Request, Response
+from litestar import Response
 from litestar.exceptions import HTTPException
 
 from api.web import responses
+from api.web.request import HttpRequest
 from api.web.request_log import log_unexpected, note_of
 from api.web.responses import Refusal
 
@@ -23,7 +24,7 @@ _REFUSAL_BY_STATUS = {
 }
 
 
-def answer_http_exception(_: Request[Any, Any, Any], error: HTTPException) -> Response[Any]:
+def answer_http_exception(_: HttpRequest, error: HTTPException) -> Response[Any]:
     """Answer what Litestar raised with the documented error of its status, or with one of the same status."""
     refusal = _REFUSAL_BY_STATUS.get(error.status_code)
     if refusal is None:
@@ -35,7 +36,7 @@ def answer_http_exception(_: Request[Any, Any, Any], error: HTTPException) -> Re
     return response
 
 
-def answer_unexpected(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
+def answer_unexpected(request: HttpRequest, error: Exception) -> Response[Any]:
     """Log an error that nobody expected, and answer 500."""
     log_unexpected(error, note_of(request.scope), request.scope.get("path_template"))
     return responses.INTERNAL_ERROR.response()
