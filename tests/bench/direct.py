@@ -5,11 +5,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from litestar import Litestar, Response, get, post
+from litestar import Litestar, Request, Response, get, post
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from api.web import responses
-from api.web.request import HttpRequest
 from api.web.responses import Refusal
 from api.web.validation import NotAnObject, PayoutRequest, parse_payout_request
 from core.credentials import digest_of, looks_like_secret_key, payout_hash
@@ -40,7 +39,7 @@ def create_app() -> Litestar:
         await engine.dispose()
 
     @post("/payout/create")
-    async def create_payout(request: HttpRequest) -> Response[Any]:
+    async def create_payout(request: Request[Any, Any, Any]) -> Response[Any]:
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not looks_like_secret_key(key):
             return responses.UNAUTHORIZED.response()
