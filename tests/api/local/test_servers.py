@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from api.local.postgres import EmbeddedPostgres
 from api.local.valkey import EmbeddedValkey
 from api.local.wheels import EmbeddedServerError
 from core.database.connection import Database
+from tests.polling import wait_until
 from tests.servers import ROOT
 
 LINUX_LOWEST_OUTGOING_PORT = 32_768
@@ -80,10 +80,7 @@ def is_postgres(pid: int) -> bool:
 
 
 def wait_until_ended(pid: int) -> None:
-    give_up_at = time.monotonic() + 30
-    while is_postgres(pid):
-        assert time.monotonic() < give_up_at
-        time.sleep(0.02)
+    wait_until(lambda: not is_postgres(pid), f"{pid} ends", 30)
 
 
 def execute(url: str, statement: str) -> list[tuple[object, ...]]:

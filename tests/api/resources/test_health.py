@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from redis import Redis
 
 from api.local.valkey import EmbeddedValkey
+from tests.polling import wait_until
 from tests.servers import Parts, Servers, System, run_system, run_valkey
 
 NAMES = ["database", "schema", "broker", "subscription", "worker"]
@@ -21,13 +22,13 @@ def problems_of(response: httpx.Response) -> dict[str, str | None]:
 
 
 def wait_for_problems(client: httpx.Client, are_expected: Callable[[dict[str, str | None]], bool]) -> httpx.Response:
-    give_up_at = time.monotonic() + 30
-    while True:
+    def find() -> httpx.Response | None:
         response = client.get("/health/ready")
-        if are_expected(problems_of(response)):
-            return response
-        assert time.monotonic() < give_up_at, response.text
-        time.sleep(0.1)
+        return response if are_expected(problems_of(response)) else None
+
+    found = wait_until(find, lambda: client.get("/health/ready").text, 30, pause_s=0.1)
+    assert found is not None
+    return found
 
 
 @pytest.fixture
@@ -107,12 +108,6 @@ def count_calls(redis: Any, command: str) -> int:
 
 
 def wait_until_alive(client: httpx.Client) -> None:
-    give_up_at = time.monotonic() + 30
-    while True:
-        try:
-            client.get("/health/live")
-        except httpx.TransportError:
-            assert time.monotonic() < give_up_at
-            time.sleep(0.1)
-        else:
-            return
+    wait_until(
+        lambda: client.get("/health/live") is not None, timeout_s=30, passing=(httpx.TransportError,), pause_s=0.1
+    )

@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from typing import Any
 from uuid import uuid4
 
@@ -24,6 +23,7 @@ from core.logging.masking import hide_secrets, holds_secret
 from core.logging.repeats import SAME_PER_S_MAX, Repeats
 from core.logging.writer import LineWriter
 from core.messages import Allocation
+from tests.polling import wait_until
 from tests.servers import ROOT
 
 EMAIL = "somebody.private@example.com"
@@ -163,7 +163,7 @@ def test_lines_that_are_alike_are_counted() -> None:
     assert passed == [True] * SAME_PER_S_MAX + [False] * (100 - SAME_PER_S_MAX)
     assert repeats.filter(make_record("something else"))
     assert repeats.filter(make_record("allocation %d failed", 7, **about(always=True)))
-    wait_for(lambda: written)
+    wait_until(lambda: written)
     assert written == [f"{100 - SAME_PER_S_MAX} more lines like this within a second: allocation 0 failed"]
     assert repeats.filter(make_record("allocation %d failed", 8))
 
@@ -189,7 +189,7 @@ def test_a_reader_who_reads_nothing_blocks_nobody_and_is_told_how_much_was_dropp
         lines.extend(line.decode() for line in whole)
         return any("were dropped" in line for line in lines)
 
-    wait_for(read)
+    wait_until(read)
     time.sleep(0.3)
     read()
     dropped = sum(json.loads(line)["dropped"] for line in lines if "were dropped" in line)
@@ -254,10 +254,3 @@ def run_script(log_format: str) -> subprocess.CompletedProcess[str]:
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert result.returncode == 1
     return result
-
-
-def wait_for(is_true: Callable[[], object], timeout_s: float = 20) -> None:
-    give_up_at = time.monotonic() + timeout_s
-    while not is_true():
-        assert time.monotonic() < give_up_at
-        time.sleep(0.01)
