@@ -1,5 +1,6 @@
 """Log lines: their shape, what is left out of them, and what a flood of them costs."""
 
+from contextlib import suppress
 import json
 import logging
 import os
@@ -179,21 +180,22 @@ def test_a_reader_who_reads_nothing_blocks_nobody_and_is_told_how_much_was_dropp
     lines: list[str] = []
     rest = b""
 
-    def read() -> bool:
+    def read() -> tuple[list[int], int]:
         nonlocal rest
-        try:
+        with suppress(BlockingIOError):
             rest += os.read(reading, 1 << 20)
-        except BlockingIOError:
-            return False
         *whole, rest = rest.split(b"\n")
         lines.extend(line.decode() for line in whole)
-        return any("were dropped" in line for line in lines)
+        kept = [int(line) for line in lines if line.strip().isdigit()]
+        return kept, sum(json.loads(line)["dropped"] for line in lines if "were dropped" in line)
 
-    wait_until(read)
+    def is_complete() -> bool:
+        kept, dropped = read()
+        return len(kept) + dropped >= 100_000
+
+    wait_until(is_complete, read)
     time.sleep(0.3)
-    read()
-    dropped = sum(json.loads(line)["dropped"] for line in lines if "were dropped" in line)
-    kept = [int(line) for line in lines if line.strip().isdigit()]
+    kept, dropped = read()
     assert kept == sorted(kept)
     assert len(kept) + dropped == 100_000
     assert dropped > 0
