@@ -1,6 +1,5 @@
 """Log lines: their shape, what is left out of them, and what a flood of them costs."""
 
-from contextlib import suppress
 import json
 import logging
 import os
@@ -8,6 +7,7 @@ import re
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from typing import Any
 from uuid import uuid4
 
