@@ -10,6 +10,7 @@ from typing import Any
 
 PREFIX = "PAYOUTS_"
 _ENDS_WITH = "0.3.0"
+_WAITING_MIN = 5_000
 _CONNECT_TIMEOUT_MIN_S = 2  # libpq's own
 
 RENAMED = {"PAYOUTS_BATCH_MAX": "PAYOUTS_GROUP_MAX", "PAYOUTS_SETTLE_TIMEOUT_S": "PAYOUTS_RESOLVE_TIMEOUT_S"}
@@ -24,7 +25,9 @@ class Rule:
 
 
 DERIVED = {
-    "waiting_max": Rule("10 times PAYOUTS_GROUP_MAX", lambda settings: 10 * settings.group_max),
+    "waiting_max": Rule(
+        "10 times PAYOUTS_GROUP_MAX, at least 5000", lambda settings: max(_WAITING_MIN, 10 * settings.group_max)
+    ),
     "request_body_max_bytes": Rule("65536", lambda _: 65_536),
     "resend_after_s": Rule("a sixth of PAYOUTS_REPLY_TIMEOUT_S", lambda settings: settings.reply_timeout_s / 6),
     "row_lock_timeout_s": Rule(
