@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from api.web.validation import FieldErrors, NotAnObject, check_amount, check_email, parse_object
-from core.batches.payout_batches import REFERENCE_MAX_CHARACTERS, ROWS_MAX, BatchRow
+from core.batches.payout_batch import REFERENCE_MAX_CHARACTERS, ROWS_MAX, BatchRow
 from core.emails import normalise_email
 from core.money import ALLOCATION_MAX_CENTS
 
