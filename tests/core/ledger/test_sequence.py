@@ -54,7 +54,7 @@ _WRITE_OF_0_1 = """
 def read_numbers(database: Database, business_id: UUID) -> list[tuple[int, UUID]]:
     """Return (number, id) in the order of numbers, after a look at what the business itself says."""
     query = "SELECT sequence, id FROM payout_transactions WHERE business_id = :id ORDER BY sequence"
-    with database.transaction() as connection:
+    with database.snapshot() as connection:
         rows = connection.execute(sa.text(query), {"id": business_id}).all()
         last = businesses.get_business(connection, business_id).last_sequence
     assert [row.sequence for row in rows] == list(range(1, last + 1))
