@@ -1,7 +1,6 @@
 """The commands for businesses."""
 
 import re
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
