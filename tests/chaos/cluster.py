@@ -18,11 +18,11 @@ from pathlib import Path
 import httpx
 import redis
 import sqlalchemy as sa
-from honcho.environ import parse_procfile
 
 from api.local.ports import find_free_port
 from api.local.postgres import EmbeddedPostgres
 from api.local.valkey import EmbeddedValkey
+from api.local.procfile import parse_procfile
 from core.database.connection import Database
 from core.database.schema import migrate
 from core.settings.loader import Settings, load_settings
@@ -32,7 +32,7 @@ from tests.polling import wait_until
 from tests.servers import HASH_SECRET, ROOT, Account, make_directory, open_account
 from workers.app import QUEUE
 
-PROCFILE: dict[str, str] = parse_procfile((ROOT / "Procfile").read_text()).processes
+PROCFILE: dict[str, str] = parse_procfile((ROOT / "Procfile").read_text())
 FUNDS_CENTS = 100_000_000_000
 _READY_WITHIN_S = 60.0
 _STOP_WITHIN_S = 30.0
