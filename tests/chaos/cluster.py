@@ -21,8 +21,8 @@ import sqlalchemy as sa
 
 from api.local.ports import find_free_port
 from api.local.postgres import EmbeddedPostgres
-from api.local.valkey import EmbeddedValkey
 from api.local.procfile import parse_procfile
+from api.local.valkey import EmbeddedValkey
 from core.database.connection import Database
 from core.database.schema import migrate
 from core.settings.loader import Settings, load_settings
