@@ -444,6 +444,7 @@ def test_several_api_processes_behind_one_port_answer_for_all(watched: System) -
         )
         assert told['payouts_api_pool_connections_max{pool="calls"}'] == 3 * 8
         assert told["payouts_allocation_seconds_count"] == 40
+        assert told["payouts_batch_allocations_count"] == told["payouts_group_allocations_count"] > 0
         assert not any(name.startswith(("process_", "payouts_worker_", "payouts_task_")) for name in told)
         assert {read(url)['payouts_allocations_total{outcome="allocated"}'] for _ in range(12)} == {40}
         assert all(f'payouts_queue_messages{{queue="{QUEUE}"}}' in read(url) for _ in range(6))
