@@ -59,3 +59,13 @@ def email_digest(hash_secret: bytes, normalised_email: str) -> str:
 def message_key(hash_secret: bytes) -> bytes:
     """Derive the key that seals messages between API and workers; it reveals nothing of the hash secret."""
     return hmac.digest(hash_secret, b"payouts message\0", "sha256")
+
+
+def seal_key(hash_secret: bytes) -> bytes:
+    """Derive the key that seals the history; it reveals nothing of the hash secret."""
+    return hmac.digest(hash_secret, b"payouts seal\0", "sha256")
+
+
+def head_key(hash_secret: bytes) -> bytes:
+    """Derive the key that signs the head of the history."""
+    return hmac.digest(hash_secret, b"payouts head\0", "sha256")

@@ -27,6 +27,7 @@ from workers.startup import wait_for_servers
 from workers.tasks.allocations import GroupProcessor, register_tasks
 from workers.tasks.batches import PayoutBatchWorker, register_batch_tasks
 from workers.tasks.day_sums import DaySummer, register_day_sum_tasks
+from workers.tasks.seals import HistorySealer, register_seal_task
 from workers.tasks.verification import BooksVerifier, register_verification_task
 from workers.tracing import trace_tasks
 
@@ -47,6 +48,7 @@ def create_worker(settings: Settings) -> Celery:
     register_verification_task(celery, BooksVerifier(settings, client))
     metrics.watch(settings, database)
     register_day_sum_tasks(celery, DaySummer(database))
+    register_seal_task(celery, HistorySealer(database, settings.hash_secret_bytes))
     return celery
 
 
