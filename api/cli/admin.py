@@ -5,7 +5,7 @@ import rich_click as click
 from api.cli.batches import batch
 from api.cli.businesses import business
 from api.cli.keys import key
-from api.cli.ledger import migrate, verify
+from api.cli.ledger import head, migrate, verify
 from api.cli.members import member
 from api.cli.users import user
 
@@ -17,4 +17,5 @@ COMMANDS: dict[str, click.Command] = {
     "batch": batch,
     "member": member,
     "verify": verify,
+    "head": head,
 }

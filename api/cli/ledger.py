@@ -1,18 +1,41 @@
-"""The commands for the whole ledger: migrating its database, and proving that the books balance."""
+"""The commands for the whole ledger: migrating its database, proving the books, and the head of the history."""
 
+import json
 import sys
+import time
 from dataclasses import asdict
+from pathlib import Path
 
 import rich_click as click
 
 from api.cli.options import (
+    find_hash_secret,
     patient_admin_options,
     print_document,
     waiting_admin_options,
 )
 from core.database.connection import Database
 from core.database.schema import migrate as run_migrations
-from core.ledger.verification import verify as run_verification
+from core.errors import UserError
+from core.seals.check import Tell
+from core.seals.head import Head, make_head, read_head
+from core.seals.proof import prove
+from core.seals.sealer import seal_all
+from core.settings.variables import variable_name
+
+_HEAD_BYTES_MAX = 256 * 2**20
+_TELL_EVERY_S = 1.0
+
+
+class NoHashSecretError(UserError):
+    """The command needs the hash secret."""
+
+    def __init__(self) -> None:
+        super().__init__(f"{variable_name('hash_secret')} is not set: heads are signed with a key that it gives")
+
+
+class HeadFileError(UserError):
+    """The file of a head cannot be read."""
 
 
 @click.command()
@@ -24,20 +47,86 @@ def migrate(*, database: Database, as_json: bool) -> None:
 
 
 @click.command()
+@click.option(
+    "--against",
+    type=click.Path(path_type=Path),
+    metavar="HEAD.json",
+    help="Compare with a head that was kept elsewhere: finds what was cut off, restored or lost in a failover.",
+)
 @patient_admin_options
-def verify(*, database: Database, as_json: bool) -> None:
-    """Prove that the books balance; exit code 1 where they do not, 2 where it could not be found out."""
+def verify(against: Path | None, *, database: Database, as_json: bool) -> None:
+    """Prove that the books balance and that the history was not rewritten.
+
+    Exit code 1 where something is found, 2 where it could not be found out.
+    """
+    hash_secret = find_hash_secret()
     with database.snapshot() as connection:
-        found = run_verification(connection)
+        head: Head | None = None
+        if against is not None:
+            if hash_secret is None:
+                raise NoHashSecretError
+            head = read_head(connection, hash_secret, _read_file(against))
+        proof = prove(connection, hash_secret, head, _make_progress())
+    found = proof.verification
     lines = [
         f"{each.id}: {each.rule}: expected {each.expected_cents} cents, found {each.actual_cents}"
         for each in found.discrepancies
     ]
-    verdict = "The books balance" if found.balanced else f"The books do not balance in {len(lines)} places"
+    lines += [f"{each.id}: {each.text}" for each in proof.alterations]
+    if proof.alterations_count > len(proof.alterations):
+        lines.append(f"and {proof.alterations_count - len(proof.alterations)} more")
+    verdict = "The books balance" if proof.balanced else f"The books do not balance in {proof.places} places"
     lines.append(
         f"{verdict}: {found.businesses} businesses (test twins included), {found.payout_users} payout users, "
         f"{found.transactions} transactions."
     )
-    print_document(asdict(found) | {"balanced": found.balanced}, lines, as_json=as_json)
-    if not found.balanced:
+    if not proof.are_seals_compared:
+        lines.append(f"Seals were not compared, because {variable_name('hash_secret')} is not set.")
+    document = asdict(found) | {
+        "alterations": [asdict(each) for each in proof.alterations],
+        "alterations_count": proof.alterations_count,
+        "seals_compared": proof.are_seals_compared,
+        "balanced": proof.balanced,
+    }
+    print_document(document, lines, as_json=as_json)
+    if not proof.balanced:
         sys.exit(1)
+
+
+@click.command()
+@patient_admin_options
+def head(*, database: Database, as_json: bool) -> None:  # noqa: ARG001 (it is JSON always)
+    """Seal what is not sealed yet, and print the signed head of the history, as JSON.
+
+    Keep it where nobody who can write to the database can change it. `payouts verify --against` compares with it.
+    """
+    hash_secret = find_hash_secret()
+    if hash_secret is None:
+        raise NoHashSecretError
+    seal_all(database, hash_secret)
+    with database.snapshot() as connection:
+        document = make_head(connection, hash_secret)
+    click.echo(json.dumps(document, indent=2))
+
+
+def _read_file(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(_HEAD_BYTES_MAX)
+    except (OSError, ValueError) as error:
+        text = f"{path} cannot be read ({getattr(error, 'strerror', None) or 'no such path'})"
+        raise HeadFileError(text) from None
+
+
+def _make_progress() -> Tell:
+    """Tell on standard error how far it is, where that is a terminal."""
+    told_at = 0.0
+
+    def tell(name: str, rows: int) -> None:
+        nonlocal told_at
+        now = time.monotonic()
+        if now - told_at >= _TELL_EVERY_S:
+            told_at = now
+            click.echo(f"{name}: {rows:,}" if rows else f"{name} …", err=True)
+
+    return tell if sys.stderr.isatty() else lambda _name, _rows: None

@@ -22,7 +22,7 @@ from core.ids import IdKind, format_id, parse_id
 from core.logging.setup import Logs
 from core.parties import businesses
 from core.parties.businesses import Business, BusinessError
-from core.settings.loader import load_database_url, load_startup_timeout_s, warn_of_doubtful_variables
+from core.settings.loader import load_database_url, load_hash_secret, load_startup_timeout_s, warn_of_doubtful_variables
 from core.settings.variables import variable_name
 
 Document = dict[str, Any] | list[dict[str, Any]]
@@ -110,6 +110,17 @@ def _open_database(data_dir: Path | None, transaction_timeout_s: float | None) -
             raise DataDirError(text)
     pooler = variables.get(_DATABASE_POOLER, "").strip()
     return Database(url, transaction_timeout_s=transaction_timeout_s, pooler=pooler)
+
+
+def find_hash_secret() -> bytes | None:
+    """Return the hash secret of the installation whose database the command has; None where it is not set."""
+    context = click.get_current_context()
+    assert context is not None  # noqa: S101 (a command runs)
+    data_dir: Path | None = context.params.get("data_dir")
+    variables: Mapping[str, str] = os.environ
+    if _is_embedded(data_dir):
+        variables = DataDir(data_dir or DEFAULT_DATA_DIR).read_settings()
+    return load_hash_secret(variables)
 
 
 def find_own_url() -> str | None:

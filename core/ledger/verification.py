@@ -219,7 +219,7 @@ _RULES = [
     (
         IdKind.BUSINESS,
         _DAY_SUMS,
-        "a day's kept sum must be that of its history; no money is wrong, and `payouts business recount` counts anew",
+        "a day's kept sum must be that of its history: find out which was changed, then: payouts business recount",
     ),
     (IdKind.TRANSACTION, _REVERSALS, "a reversal must undo an allocation of the same user and amount"),
 ]

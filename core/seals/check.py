@@ -87,7 +87,7 @@ _PAGE = sql.SQL("""
             COALESCE(encode(payout_users.hash_digest, 'hex'), ''), {text}
         FROM (
             SELECT * FROM payout_transactions
-            WHERE amount > 0 AND (business_id, sequence) > ({business_id}::uuid, {sequence}::bigint)
+            WHERE amount > 0 AND sequence > 0 AND (business_id, sequence) > ({business_id}::uuid, {sequence}::bigint)
             ORDER BY business_id, sequence
             LIMIT {rows}
         ) AS history
@@ -142,7 +142,7 @@ class _HistoryCheck:
         """Look at each business."""
         for (id_,) in self._connection.execute(_UNNUMBERED):
             self._found.add(format_id(IdKind.TRANSACTION, id_), "a row that the chain does not know: it has no number")
-        last_numbers: dict[UUID, int] = dict(self._connection.execute(_BUSINESSES).tuples().all())
+        last_numbers: dict[UUID, int] = {row.id: row.last_sequence for row in self._connection.execute(_BUSINESSES)}
         known = set(self._head.businesses) if self._head else set()
         histories = self._read_histories()
         history = next(histories, None)

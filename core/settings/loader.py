@@ -236,6 +236,20 @@ def load_database_url(environment: Mapping[str, str] = os.environ) -> str | None
     return url
 
 
+def load_hash_secret(environment: Mapping[str, str] = os.environ) -> bytes | None:
+    """Return the hash secret, for commands that need no more than it and the database; None where it is not set.
+
+    Raises:
+        SettingsError: it is set, and wrong.
+
+    """
+    values, mistakes = _read_values(environment, required=())
+    if "hash_secret" not in values and (own := [each for each in mistakes if variable_name("hash_secret") in each]):
+        raise SettingsError(own)
+    secret: str | None = values.get("hash_secret")
+    return None if secret is None else secret.encode()
+
+
 def load_startup_timeout_s(environment: Mapping[str, str] = os.environ) -> float:
     """Return how long to wait for the database, for a command that needs no other setting."""
     values, _ = _read_values(environment, ())

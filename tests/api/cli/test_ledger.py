@@ -38,6 +38,9 @@ def test_books_balance(payouts: Run, database: Database, acme: dict[str, Any]) -
         "payout_users": 1,
         "transactions": 3,
         "discrepancies": [],
+        "alterations": [],
+        "alterations_count": 0,
+        "seals_compared": False,
         "balanced": True,
     }
     assert payouts("verify").stdout.startswith("The books balance")
