@@ -9,7 +9,7 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from core.database.tables import payout_transactions, payout_users
+from core.database.tables import history_seals, payout_transactions, payout_users
 
 
 class TransactionType(StrEnum):
@@ -95,12 +95,40 @@ def list_transactions(
         query = query.where(history.payout_user_id == selection.payout_user_id)
     if selection.since is not None:
         query = query.where(history.created_at >= selection.since)
+        query = query.where(history.sequence >= _first_since(business_id, selection.since))
     if selection.until is not None:
         query = query.where(history.created_at < selection.until)
+        query = query.where(history.sequence <= _last_until(business_id, selection.until))
     if after is not None:
         query = query.where(history.sequence < _sequence_of(business_id, after))
     query = query.order_by(history.sequence.desc()).limit(limit)
     return list(_transactions(connection, query))
+
+
+def _first_since(business_id: UUID, since: datetime) -> sa.ColumnElement[int]:
+    """Return a number before which no row is as young: each seal has the times of its rows, whatever their order."""
+    seals = history_seals.c
+    young = sa.select(sa.func.min(seals.first_sequence)).where(seals.business_id == business_id, seals.latest >= since)
+    return sa.func.coalesce(young.scalar_subquery(), _sealed_end(business_id) + 1)
+
+
+def _last_until(business_id: UUID, until: datetime) -> sa.ColumnElement[int]:
+    """Return a number behind which no row is as old; rows that are not sealed yet may be."""
+    seals = history_seals.c
+    row = payout_transactions.alias()
+    open_rows = (
+        sa.select(sa.func.max(row.c.sequence))
+        .where(row.c.business_id == business_id, row.c.amount > sa.literal_column("0"))
+        .where(row.c.sequence > _sealed_end(business_id), row.c.created_at < until)
+    )
+    old = sa.select(sa.func.max(seals.last_sequence)).where(seals.business_id == business_id, seals.earliest < until)
+    return sa.func.coalesce(open_rows.scalar_subquery(), old.scalar_subquery(), sa.literal(0))
+
+
+def _sealed_end(business_id: UUID) -> sa.ColumnElement[int]:
+    seals = history_seals.c
+    last = sa.select(seals.last_sequence).where(seals.business_id == business_id)
+    return sa.func.coalesce(last.order_by(seals.first_sequence.desc()).limit(1).scalar_subquery(), 0)
 
 
 def _sequence_of(business_id: UUID, place: Position) -> sa.ScalarSelect[int]:
