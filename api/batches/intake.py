@@ -119,7 +119,7 @@ class BatchIntake:
         check_time: Callable[[], None],
     ) -> Accepted | Refusal | FieldErrors:
         check_time()
-        refusal = find_refusal(self._database, identity)
+        refusal = find_refusal(self._database, identity, has_name=idempotency_key is not None)
         if refusal is responses.UNAUTHORIZED:
             return refusal
         if not may_be_key(idempotency_key):

@@ -16,7 +16,7 @@ from api.web.business_request import AnyRequest, DatabaseThreads
 from api.web.errors import TooManyWaitingError
 from api.web.request_body import read_body
 from api.web.responses import AnyResponse
-from api.web.validation import NotAnObject, is_missing, parse_object
+from api.web.validation import Fields, NotAnObject, is_missing, parse_object
 from core.credentials import digest_of
 from core.ledger import history
 from core.ledger.history import Position, Selection, Transaction
@@ -51,7 +51,7 @@ def payout_hash_routes(threads: DatabaseThreads) -> list[HTTPRouteHandler]:
 async def _answer(threads: DatabaseThreads, request: AnyRequest, work: Work) -> AnyResponse:
     """Find the user whose hash was sent, then answer with what `work` makes of (connection, user, body's fields)."""
     body = await read_body(request)
-    fields = parse_object(body) if body.strip() else {}
+    fields = parse_object(body) if body.strip() else Fields([])
     hash_ = _find_hash(request, {} if isinstance(fields, NotAnObject) else fields)
     if not isinstance(hash_, str) or not _HASH.match(hash_):
         return responses.HASH_UNAUTHORIZED.response()
@@ -61,7 +61,9 @@ async def _answer(threads: DatabaseThreads, request: AnyRequest, work: Work) -> 
         user = find_active_payout_user(connection, digest)
         if user is None:
             return responses.HASH_UNAUTHORIZED
-        return responses.NOT_AN_OBJECT if isinstance(fields, NotAnObject) else work(connection, user, fields)
+        if isinstance(fields, NotAnObject):
+            return responses.NOT_AN_OBJECT
+        return fields.repetitions(FIELD, "limit", "cursor") or work(connection, user, fields)
 
     try:
         return responses.respond(await threads.run(carry_out))

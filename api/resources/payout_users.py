@@ -86,6 +86,8 @@ def _update(connection: Connection, business_id: UUID, user_id: str, body: bytes
     fields = parse_object(body)
     if isinstance(fields, NotAnObject):
         return responses.NOT_AN_OBJECT
+    if repetitions := fields.repetitions("status"):
+        return repetitions
     text: Any = fields.get("status")
     if is_missing(text):
         return {"status": [STATUS_REQUIRED]}

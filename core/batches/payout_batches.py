@@ -29,7 +29,6 @@ from core.parties.businesses import lock_business
 ROWS_MAX = 100_000
 BODY_MAX_BYTES = 32 * 2**20
 """What one payout batch's request may be."""
-REFERENCE_MAX_CHARACTERS = 255
 
 
 class PayoutBatchError(UserError):

@@ -43,6 +43,8 @@ class Business:
     created_at: datetime
     low_balance_threshold: int | None
     """Where less is free to allocate, the dashboard warns."""
+    requires_keys: bool
+    """Calls that pay must name an idempotency key or a reference."""
 
 
 def create_business(connection: Connection, name: str, *, payouts_enabled: bool) -> Business:
@@ -96,6 +98,13 @@ def set_payouts_enabled(connection: Connection, business_id: UUID, *, enabled: b
     """Switch payouts on or off; it holds from the commit on."""
     lock_business(connection, business_id)
     connection.execute(businesses.update().where(businesses.c.id == business_id).values(payouts_enabled=enabled))
+    return get_business(connection, business_id)
+
+
+def set_requires_keys(connection: Connection, business_id: UUID, *, required: bool) -> Business:
+    """Ask for an idempotency key or a reference with every call that pays, or not; it holds from the commit on."""
+    lock_business(connection, business_id)
+    connection.execute(businesses.update().where(businesses.c.id == business_id).values(requires_keys=required))
     return get_business(connection, business_id)
 
 
