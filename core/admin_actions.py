@@ -10,8 +10,8 @@ from uuid import UUID
 
 from sqlalchemy import Connection
 
-from core.batches import payout_batches
-from core.batches.payout_batches import PayoutBatch
+from core.batches import payment
+from core.batches.payout_batch import PayoutBatch
 from core.credentials import KeyKind
 from core.database.connection import Database
 from core.ids import IdKind, format_id
@@ -145,7 +145,7 @@ def cancel_batch(connection: Connection, actor: Actor, business_id: UUID, batch_
         PayoutBatchError: the business has no such batch, or it is finished.
 
     """
-    cancelled = payout_batches.cancel(connection, business_id, batch_id)
+    cancelled = payment.cancel(connection, business_id, batch_id)
     details = {"given_back": cancelled.amount - cancelled.allocated_amount}
     record(connection, business_id, actor, Action.BATCH_CANCELLED, format_id(IdKind.BATCH, batch_id), details)
     return cancelled

@@ -150,7 +150,7 @@ def test_constraints_pin_every_direct_dependency_and_name_no_address() -> None:
 
 def test_nothing_else_is_at_the_top() -> None:
     expected = {
-        ".ci", ".dockerignore", ".gitignore", "Dockerfile", "LICENSE", "Procfile", "README.md", "api",
+        ".ci", ".dockerignore", ".gitignore", "CHANGELOG.md", "Dockerfile", "LICENSE", "Procfile", "README.md", "api",
         "constraints.txt", "core", "docker-compose.secrets.yml", "docker-compose.yml", "monitoring", "pyproject.toml",
         "tests", "workers",
     }  # fmt: skip

@@ -21,8 +21,9 @@ from api.web.idempotency import strip_key
 from api.web.request_body import read_body
 from api.web.request_log import note_of
 from api.web.responses import AnyResponse, Refusal
-from core.batches import payout_batches
-from core.batches.payout_batches import BODY_MAX_BYTES, BatchResult, PayoutBatch, RowOutcome
+from core.batches import reading
+from core.batches.payout_batch import BODY_MAX_BYTES, PayoutBatch, RowOutcome
+from core.batches.reading import BatchResult
 from core.credentials import payout_hash
 from core.ids import IdKind, format_id, parse_id
 from core.money import format_decimal
@@ -85,7 +86,7 @@ async def _create(request: AnyRequest, calls: BusinessCalls, intake: BatchIntake
 
 _BATCHES: Listing[PayoutBatch, UUID] = Listing(
     name="payout-batches",
-    read=lambda connection, business_id, behind, limit: payout_batches.list_batches(
+    read=lambda connection, business_id, behind, limit: reading.list_batches(
         connection, business_id, limit=limit, behind=behind
     ),
     place_of=lambda batch: batch.id,
@@ -112,7 +113,7 @@ def results_listing(batch_id: str, hash_secret: bytes | None) -> Listing[BatchRe
         batch = _find(connection, business_id, batch_id)
         if batch is None:
             return responses.NOT_FOUND
-        return payout_batches.list_results(connection, batch, limit=limit, behind=behind)
+        return reading.list_results(connection, batch, limit=limit, behind=behind)
 
     def document(row: BatchResult) -> schemas.BatchRow:
         hash_ = None
@@ -160,4 +161,4 @@ def _get(connection: Connection, business_id: UUID, batch_id: str) -> responses.
 
 def _find(connection: Connection, business_id: UUID, batch_id: str) -> PayoutBatch | None:
     id_ = parse_id(IdKind.BATCH, batch_id)
-    return payout_batches.find_batch(connection, business_id, id_) if id_ else None
+    return reading.find_batch(connection, business_id, id_) if id_ else None

@@ -16,10 +16,9 @@ from typing import Any
 import msgspec
 
 from api.batches.rows import FileError, check_header
-from core.batches.payout_batches import BODY_MAX_BYTES, ROWS_MAX
+from core.batches.payout_batch import BODY_MAX_BYTES, REFERENCE_MAX_CHARACTERS, ROWS_MAX
 from core.emails import normalise_email
 from core.errors import UserError
-from core.ledger.references import REFERENCE_MAX_CHARACTERS
 from core.money import ALLOCATION_MAX_CENTS, format_decimal
 
 _Fields = dict[str, Any]

@@ -21,8 +21,9 @@ from api.web.idempotency import may_be_key
 from api.web.responses import REFUSAL_BY_OUTCOME, Refusal
 from api.web.validation import FieldErrors, NotAnObject
 from core import metrics
-from core.batches import payout_batches
-from core.batches.payout_batches import Accepted, Offer, PayoutBatch
+from core.batches import acceptance, reading
+from core.batches.acceptance import Accepted, Submission
+from core.batches.payout_batch import PayoutBatch
 from core.database.connection import DATABASE_ERRORS, Database
 from core.ids import IdKind, format_id, new_id
 from core.messages import Outcome
@@ -86,7 +87,9 @@ class BatchIntake:
         """
         return await self.run(lambda check_time: self._accept(identity, body, written_as, idempotency_key, check_time))
 
-    async def accept_offer(self, offer: Offer, record: Callable[[Connection, PayoutBatch], None]) -> Accepted | Refusal:
+    async def accept_submission(
+        self, submission: Submission, record: Callable[[Connection, PayoutBatch], None]
+    ) -> Accepted | Refusal:
         """Accept rows that were checked, or say why not; `record` writes who did it, in the same transaction.
 
         Raises:
@@ -94,7 +97,7 @@ class BatchIntake:
             UserError: `record` raised it; nothing was accepted.
 
         """
-        return await self.run(lambda check_time: self._accept_offer(offer, check_time, record))
+        return await self.run(lambda check_time: self._accept_submission(submission, check_time, record))
 
     async def run(self, work: Callable[[Callable[[], None]], Found]) -> Found:
         """Do something that takes as long as the rows of a batch; it is given what ends it when its time is over."""
@@ -127,16 +130,16 @@ class BatchIntake:
         rows = parse_rows(body, written_as, check_time)
         if not isinstance(rows, list):
             return refusal or (responses.NOT_AN_OBJECT if isinstance(rows, NotAnObject) else rows)
-        offer = Offer.of(identity.business_id, identity.api_key_id, rows, idempotency_key)
-        return self._accept_offer(offer, check_time, lambda *_: None)
+        submission = Submission.of(identity.business_id, identity.api_key_id, rows, idempotency_key)
+        return self._accept_submission(submission, check_time, lambda *_: None)
 
-    def _accept_offer(
-        self, offer: Offer, check_time: Callable[[], None], record: Callable[[Connection, PayoutBatch], None]
+    def _accept_submission(
+        self, submission: Submission, check_time: Callable[[], None], record: Callable[[Connection, PayoutBatch], None]
     ) -> Accepted | Refusal:
         check_time()
-        answer = self._database.read(lambda connection: payout_batches.find_obstacle(connection, offer))
+        answer = self._database.read(lambda connection: acceptance.find_obstacle(connection, submission))
         if answer is None:
-            answer = self._load(offer, check_time, record)
+            answer = self._load(submission, check_time, record)
         if isinstance(answer, Outcome):
             return REFUSAL_BY_OUTCOME[answer]
         if not answer.is_replay:
@@ -146,13 +149,13 @@ class BatchIntake:
         return answer
 
     def _load(
-        self, offer: Offer, check_time: Callable[[], None], record: Callable[[Connection, PayoutBatch], None]
+        self, submission: Submission, check_time: Callable[[], None], record: Callable[[Connection, PayoutBatch], None]
     ) -> Accepted | Outcome:
         batch_id = new_id()
         try:
             with self._database.transaction() as connection:
-                payout_batches.load_rows(connection, self._hash_secret, offer, batch_id)
-                answer = payout_batches.accept(connection, offer, batch_id)
+                acceptance.load_rows(connection, self._hash_secret, submission, batch_id)
+                answer = acceptance.accept(connection, submission, batch_id)
                 if isinstance(answer, Outcome) or answer.is_replay:
                     raise _NotAcceptedError(answer)
                 record(connection, answer.batch)
@@ -161,9 +164,9 @@ class BatchIntake:
         except _NotAcceptedError as refused:
             return refused.answer
         except DATABASE_ERRORS as error:
-            return self._find_out(offer, batch_id, error)
+            return self._find_out(submission, batch_id, error)
 
-    def _find_out(self, offer: Offer, batch_id: UUID, error: Exception) -> Accepted:
+    def _find_out(self, submission: Submission, batch_id: UUID, error: Exception) -> Accepted:
         """Return the batch if it was committed after all: an answer of 500 says that nothing was debited.
 
         Behind the business's lock, what was under way when the connection broke has ended.
@@ -172,8 +175,8 @@ class BatchIntake:
         while True:
             try:
                 with self._database.transaction() as connection:
-                    lock_business(connection, offer.business_id)
-                    batch = payout_batches.find_batch(connection, offer.business_id, batch_id)
+                    lock_business(connection, submission.business_id)
+                    batch = reading.find_batch(connection, submission.business_id, batch_id)
             except DATABASE_ERRORS:
                 if time.monotonic() >= give_up_at:
                     logger.error("%s may be accepted, and was answered 500", format_id(IdKind.BATCH, batch_id))

@@ -15,9 +15,8 @@ from typing import Any
 import msgspec
 
 from api.web.validation import FieldErrors, NotAnObject, check_amount, check_email, parse_object
-from core.batches.payout_batches import ROWS_MAX, BatchRow
+from core.batches.payout_batch import REFERENCE_MAX_CHARACTERS, ROWS_MAX, BatchRow
 from core.emails import normalise_email
-from core.ledger.references import REFERENCE_MAX_CHARACTERS
 from core.money import ALLOCATION_MAX_CENTS
 
 ROWS_REPORTED_MAX = 100

@@ -21,8 +21,8 @@ from api.cli.options import (
     waiting_admin_options,
 )
 from core import admin_actions
-from core.batches import payout_batches
-from core.batches.payout_batches import PayoutBatch, PayoutBatchError
+from core.batches import reading
+from core.batches.payout_batch import PayoutBatch, PayoutBatchError
 from core.credentials import KeyKind, Mode
 from core.database.connection import Database, read_clock_us
 from core.database.schema import migrate as run_migrations
@@ -418,7 +418,7 @@ def batch_list(business_ref: str, *, database: Database, as_json: bool) -> None:
     """List a business's newest payout batches, up to a hundred."""
     with database.transaction() as connection:
         owner = find_business(connection, business_ref)
-        found = payout_batches.list_batches(connection, owner.id, limit=_BATCHES_SHOWN_MAX)
+        found = reading.list_batches(connection, owner.id, limit=_BATCHES_SHOWN_MAX)
     lines = [line for each in found for line in _describe_batch(each)[:1]]
     print_document(
         [_batch_document(each) for each in found], lines or ["There are no payout batches yet."], as_json=as_json
@@ -448,7 +448,7 @@ def batch_cancel(batch_id: str, *, database: Database, as_json: bool) -> None:
 
 def _find_batch(connection: Connection, batch_id: str) -> PayoutBatch:
     id_ = parse_id(IdKind.BATCH, batch_id)
-    found = payout_batches.find_batch_anywhere(connection, id_) if id_ else None
+    found = reading.find_batch_anywhere(connection, id_) if id_ else None
     if found is None:
         text = f"There is no payout batch with the id {batch_id!r}."
         raise PayoutBatchError(text)

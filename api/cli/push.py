@@ -18,7 +18,7 @@ from rich.text import Text
 
 from api.batches.files import Part, PushError, PushFile, PushLimits, read_file, split
 from api.cli.push_server import RESULT_COLUMNS, Batch, RefusedError, Server, renumber
-from core.batches.payout_batches import BatchStatus
+from core.batches.payout_batch import BatchStatus
 from core.money import format_dollars
 
 _SECONDS_BETWEEN_LINES = 5.0

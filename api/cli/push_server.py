@@ -14,7 +14,7 @@ import rich_click as click
 
 from api.batches.files import Part, PushError, PushLimits, PushRow
 from api.retries import choose_backoff_s, may_be_api_key, parse_server_url, read_retry_after_s
-from core.batches.payout_batches import RowOutcome
+from core.batches.payout_batch import RowOutcome
 
 _Found = TypeVar("_Found")
 

@@ -40,16 +40,10 @@ from api.web.errors import TooManyWaitingError
 from api.web.request_body import read_body
 from api.web.responses import INSUFFICIENT_BALANCE, PAYOUTS_DISABLED, Refusal
 from core import admin_actions
-from core.batches import payout_batches
-from core.batches.payout_batches import (
-    BODY_MAX_BYTES,
-    ROWS_MAX,
-    BatchResult,
-    BatchRow,
-    BatchStatus,
-    Offer,
-    PayoutBatch,
-)
+from core.batches import reading
+from core.batches.acceptance import Submission
+from core.batches.payout_batch import BODY_MAX_BYTES, ROWS_MAX, BatchRow, BatchStatus, PayoutBatch
+from core.batches.reading import BatchResult
 from core.ids import IdKind, format_id, new_id, parse_id
 from core.money import format_dollars
 
@@ -198,8 +192,8 @@ class _Taking:
             admin_actions.record_batch_accepted(connection, current.actor(form), batch)
 
         key = f"dashboard-{upload.id.hex}"
-        offer = await self._intake.run(lambda _: Offer.of(visit.business.id, None, upload.rows(), key))
-        accepted = await self._intake.accept_offer(offer, record)
+        submission = await self._intake.run(lambda _: Submission.of(visit.business.id, None, upload.rows(), key))
+        accepted = await self._intake.accept_submission(submission, record)
         if isinstance(accepted, Refusal):
             text = _TEXT_BY_REFUSAL.get(accepted.error, accepted.error)
             refused = Redirect(f"{visit.base}/batches/uploads/{upload_id}", text, is_error=True)
@@ -268,7 +262,7 @@ class _Checked:
 
 
 def _list(connection: Connection, visit: Visit, behind: UUID | None, mistakes: list[str] | None = None) -> Page:
-    batches = payout_batches.list_batches(connection, visit.business.id, limit=_ROWS + 1, behind=behind)
+    batches = reading.list_batches(connection, visit.business.id, limit=_ROWS + 1, behind=behind)
     cursor = batches_cursor(batches[_ROWS - 1].id) if len(batches) > _ROWS else None
     values = {
         "batches": batches[:_ROWS],
@@ -284,7 +278,7 @@ def _list(connection: Connection, visit: Visit, behind: UUID | None, mistakes: l
 
 def _show(connection: Connection, visit: Visit, batch_id: str, behind: int | None) -> Page:
     batch = _find_batch(connection, visit, batch_id)
-    rows = payout_batches.list_results(connection, batch, limit=_RESULT_ROWS + 1, behind=behind)
+    rows = reading.list_results(connection, batch, limit=_RESULT_ROWS + 1, behind=behind)
     cursor = results_cursor(rows[_RESULT_ROWS - 1].position) if len(rows) > _RESULT_ROWS else None
     values = {
         "batch": batch,
@@ -328,7 +322,7 @@ def _describe(visit: Visit, batch: PayoutBatch) -> _Progress:
 
 def _find_batch(connection: Connection, visit: Visit, batch_id: str) -> PayoutBatch:
     id_ = parse_id(IdKind.BATCH, batch_id)
-    batch = payout_batches.find_batch(connection, visit.business.id, id_) if id_ else None
+    batch = reading.find_batch(connection, visit.business.id, id_) if id_ else None
     if batch is None:
         raise not_found()
     return batch

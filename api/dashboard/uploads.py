@@ -15,7 +15,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from redis.asyncio import Redis
 
-from core.batches.payout_batches import BatchRow
+from core.batches.payout_batch import BatchRow
 
 WAITS_FOR_S = 15 * 60
 SAMPLE_ROWS = 10

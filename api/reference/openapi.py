@@ -21,10 +21,9 @@ from api.resources.query_parameters import (
 from api.web import responses
 from api.web.responses import REFUSAL_BY_OUTCOME, AnyResponse, Refusal
 from api.web.validation import AMOUNT_MIN, EMAIL_FORMAT, FieldErrors
-from core.batches.payout_batches import BODY_MAX_BYTES, ROWS_MAX
+from core.batches.payout_batch import BODY_MAX_BYTES, REFERENCE_MAX_CHARACTERS, ROWS_MAX
 from core.emails import EMAIL_MAX_CHARACTERS
 from core.ledger.history import TransactionType
-from core.ledger.references import REFERENCE_MAX_CHARACTERS
 from core.money import ALLOCATION_MAX_CENTS
 from core.parties.payout_users import UserStatus
 

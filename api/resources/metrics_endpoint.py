@@ -16,7 +16,7 @@ from api.allocations.dispatcher import Dispatcher
 from api.allocations.replies import Replies
 from api.allocations.resolver import Resolver
 from core import metrics
-from core.batches.payout_batches import find_open
+from core.batches.reading import find_open
 from core.database.connection import Database
 from core.ledger.verification import Verdict
 from core.settings.loader import Settings

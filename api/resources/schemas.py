@@ -9,7 +9,8 @@ from typing import Annotated, Generic, TypeVar
 import msgspec
 from msgspec import Meta
 
-from core.batches.payout_batches import BatchResult, BatchStatus, PayoutBatch, RowOutcome
+from core.batches.payout_batch import BatchStatus, PayoutBatch, RowOutcome
+from core.batches.reading import BatchResult
 from core.ids import IdKind, format_id
 from core.ledger import history
 from core.ledger.history import TransactionType

@@ -8,8 +8,8 @@ from typing import Any, NoReturn
 
 import msgspec
 
+from core.batches.payout_batch import REFERENCE_MAX_CHARACTERS
 from core.emails import EMAIL_MAX_CHARACTERS, normalise_email
-from core.ledger.references import REFERENCE_MAX_CHARACTERS
 from core.money import ALLOCATION_MAX_CENTS
 
 FieldErrors = dict[str, list[str]]

@@ -5,8 +5,6 @@ Its reference is free again when the payment was reversed, or when its batch was
 read from the history and the batch. The next payment with the reference is its next attempt.
 """
 
-REFERENCE_MAX_CHARACTERS = 255
-
 # The payment that stands counts, and where none does, the latest attempt. (Earlier releases paid a reference any number
 # of times.) `OFFSET 0` keeps each look-up one of an index (see `_READ_STATE` of the statements).
 READ_REFERENCE_USES = """

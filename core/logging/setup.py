@@ -35,7 +35,8 @@ _AGAIN_AFTER_S = 0.05
 _CLOSE_WITHIN_S = 1.0
 _MESSAGE_CHARACTERS_MAX = 2_000
 _OWN_PACKAGES = ("api", "core", "workers")
-_OWN_DIRECTORIES = tuple(str(Path(__file__).resolve().parents[2] / each) + os.sep for each in _OWN_PACKAGES)
+_ROOT = str(Path(__file__).resolve().parents[2]) + os.sep
+_OWN_DIRECTORIES = tuple(f"{_ROOT}{each}{os.sep}" for each in _OWN_PACKAGES)
 # The names of Celery's nodes look like e-mails.
 _PRIVATE = re.compile(
     r"[sp]k_(?:live|test)_\w+|\b[0-9A-Fa-f]{64}\b|(?<=://)[^/\s@]+(?=@)"
@@ -98,7 +99,8 @@ def place_of(trace: TracebackType | None) -> str | None:
         code = trace.tb_frame.f_code
         own = code.co_filename.startswith(_OWN_DIRECTORIES)
         if own or not is_own:
-            place = f"{'/'.join(Path(code.co_filename).parts[-2:])}:{trace.tb_lineno} in {code.co_name}"
+            file = code.co_filename.removeprefix(_ROOT) if own else "/".join(Path(code.co_filename).parts[-2:])
+            place = f"{file}:{trace.tb_lineno} in {code.co_name}"
             is_own = is_own or own
         trace = trace.tb_next
     return place

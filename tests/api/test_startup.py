@@ -52,7 +52,7 @@ def test_each_mistake_is_a_line_before_anything_starts(name: str, tmp_path: Path
     )
     assert (ended.returncode, ended.stdout) == (2, "")
     warning, *mistakes = ended.stderr.replace("Error: ", "").splitlines()
-    assert warning == "Warning: PAYOUTS_BATCHMAX is no setting; did you mean PAYOUTS_GROUP_MAX?"
+    assert warning == "Warning: PAYOUTS_GROUPMAX is no setting; did you mean PAYOUTS_GROUP_MAX?"
     assert [line.split(":")[0] for line in mistakes] == ["PAYOUTS_REDIS_URL", "PAYOUTS_GROUP_MAX", "PAYOUTS_LOCK_TTL_S"]
 
 

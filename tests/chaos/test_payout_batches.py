@@ -12,8 +12,8 @@ import httpx
 import pytest
 import sqlalchemy as sa
 
-from core.batches import payout_batches
-from core.batches.payout_batches import BatchStatus, PayoutBatch
+from core.batches import reading
+from core.batches.payout_batch import BatchStatus, PayoutBatch
 from core.ids import IdKind, parse_id
 from tests.chaos.cluster import Cluster, Process, run_cluster, wait_until
 from tests.chaos.faults import kill_valkey, rows_held
@@ -68,7 +68,7 @@ class SentBatch:
 
     def read(self) -> PayoutBatch:
         with self.cluster.database.transaction() as connection:
-            found = payout_batches.find_batch(connection, self.business_id, self.id)
+            found = reading.find_batch(connection, self.business_id, self.id)
         assert found is not None
         return found
 

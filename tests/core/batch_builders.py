@@ -4,8 +4,9 @@ from uuid import UUID
 
 import sqlalchemy as sa
 
-from core.batches import payout_batches
-from core.batches.payout_batches import Accepted, BatchRow, BatchStatus, Offer, PayoutBatch
+from core.batches import acceptance, payment, reading
+from core.batches.acceptance import Accepted, Submission
+from core.batches.payout_batch import BatchRow, BatchStatus, PayoutBatch
 from core.database.connection import Database
 from core.ids import new_id
 from core.messages import Outcome
@@ -18,8 +19,8 @@ class NotAcceptedError(Exception):
     """Rolls back, as the API does."""
 
 
-def offer_of(account: Account, rows: list[BatchRow], key: str | None = None) -> Offer:
-    return Offer.of(account.business.id, account.api_key_id, rows, key)
+def submission_of(account: Account, rows: list[BatchRow], key: str | None = None) -> Submission:
+    return Submission.of(account.business.id, account.api_key_id, rows, key)
 
 
 def make_rows(*amounts: int, emails: int = 3) -> list[BatchRow]:
@@ -30,13 +31,13 @@ def try_to_accept(
     database: Database, account: Account, rows: list[BatchRow], key: str | None = None
 ) -> Accepted | Outcome:
     """Offer a batch as the API does; but for a new one, all is rolled back."""
-    offer = offer_of(account, rows, key)
+    submission = submission_of(account, rows, key)
     answer: list[Accepted | Outcome] = []
     try:
         with database.transaction() as connection:
             batch_id = new_id()
-            payout_batches.load_rows(connection, HASH_SECRET, offer, batch_id)
-            answer.append(payout_batches.accept(connection, offer, batch_id))
+            acceptance.load_rows(connection, HASH_SECRET, submission, batch_id)
+            answer.append(acceptance.accept(connection, submission, batch_id))
             if not isinstance(answer[0], Accepted) or answer[0].is_replay:
                 raise NotAcceptedError
     except NotAcceptedError:
@@ -54,7 +55,7 @@ def accept(database: Database, account: Account, rows: list[BatchRow], key: str 
 def pay_chunk(database: Database, batch: PayoutBatch, first: int, rows_max: int = 500) -> int | None:
     """Pay a chunk in a transaction of its own, as a worker does."""
     with database.pipeline() as connection:
-        return payout_batches.pay_chunk(connection, batch.business_id, batch.id, first, rows_max).next_first
+        return payment.pay_chunk(connection, batch.business_id, batch.id, first, rows_max).next_first
 
 
 def pay_all(database: Database, batch: PayoutBatch, first: int = 0, rows_max: int = 500) -> None:
@@ -65,12 +66,12 @@ def pay_all(database: Database, batch: PayoutBatch, first: int = 0, rows_max: in
 
 def cancel(database: Database, batch: PayoutBatch) -> PayoutBatch:
     with database.transaction() as connection:
-        return payout_batches.cancel(connection, batch.business_id, batch.id)
+        return payment.cancel(connection, batch.business_id, batch.id)
 
 
 def read_batch(database: Database, batch: PayoutBatch) -> PayoutBatch:
     with database.transaction() as connection:
-        found = payout_batches.find_batch(connection, batch.business_id, batch.id)
+        found = reading.find_batch(connection, batch.business_id, batch.id)
     assert found is not None
     return found
 
@@ -97,7 +98,7 @@ def find_stalled(database: Database, *accounts: Account, idle_s: float = 0) -> l
     """Return (batch id, first row to pay) of stalled batches of these businesses."""
     business_ids = {account.business.id for account in accounts}
     with database.transaction() as connection:
-        stalled = payout_batches.find_stalled(connection, idle_s)
+        stalled = reading.find_stalled(connection, idle_s)
     return [(batch_id, first) for business_id, batch_id, first in stalled if business_id in business_ids]
 
 

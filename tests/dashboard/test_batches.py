@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from core.batches import payout_batches
-from core.batches.payout_batches import BODY_MAX_BYTES
+from core.batches import reading
+from core.batches.payout_batch import BODY_MAX_BYTES
 from core.credentials import Mode
 from core.parties import businesses
 from core.parties.accounts import Role
@@ -120,7 +120,7 @@ def test_mistakes_are_told_by_line_and_nothing_is_taken(
     assert mistake in read_mistakes(response)
     assert "<script>" not in response.text.replace("<script src=", "")
     with system.database.transaction() as connection:
-        assert payout_batches.list_batches(connection, account.business.id, limit=1) == []
+        assert reading.list_batches(connection, account.business.id, limit=1) == []
 
 
 def test_cents_are_not_taken_for_dollars(account: Account, admin: Visitor) -> None:

@@ -1,7 +1,7 @@
 """A model check of the promise: a 500 never costs a cent, and a 201 is in the history exactly once.
 
 API, workers, administrators and the database's clock are interleaved statement by statement. What they run in the
-database is the product's; only what the API keeps in memory (`api/allocations/dispatcher.py`, `api/allocations/resolver.py`) is modelled here:
+database is the product's; only what the API keeps in memory (`api/allocations`) is modelled here:
 who was told what, which copies are out, which replies were heard. Time is modelled more loosely than it is: the API
 may resend, resolve and give up whenever it likes, since its own clock is not what the promise rests on.
 """

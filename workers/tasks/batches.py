@@ -12,7 +12,7 @@ import redis
 from celery import Celery
 
 from core import metrics
-from core.batches import payout_batches
+from core.batches import payment, reading
 from core.database.connection import Database, describe_error
 from core.ids import IdKind, format_id, parse_id
 from core.logging.setup import about
@@ -60,7 +60,7 @@ class PayoutBatchWorker:
         """
         try:
             with self._database.transaction() as connection:
-                stalled = payout_batches.find_stalled(connection, idle_s)
+                stalled = reading.find_stalled(connection, idle_s)
         except Exception as error:  # noqa: BLE001 (its text is not for a log, nor for Flower)
             problem = describe_error(error)
             logger.warning("stalled payout batches cannot be looked for: %s", problem)
@@ -75,7 +75,7 @@ class PayoutBatchWorker:
     def _pay(self, business_id: UUID, batch_id: UUID, first: int, rows_max: int) -> int | None:
         try:
             with metrics.SQL_SECONDS.labels("chunk").time(), self._database.pipeline() as connection:
-                paid = payout_batches.pay_chunk(connection, business_id, batch_id, first, rows_max)
+                paid = payment.pay_chunk(connection, business_id, batch_id, first, rows_max)
         except Exception as error:  # noqa: BLE001 (whatever broke, the periodic task tries again)
             metrics.SQL_FAILURES.labels("chunk").inc()
             name, business = format_id(IdKind.BATCH, batch_id), format_id(IdKind.BUSINESS, business_id)

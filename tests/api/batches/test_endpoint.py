@@ -15,8 +15,9 @@ import pytest
 import sqlalchemy as sa
 
 from api.resources.query_parameters import batches_cursor, results_cursor, users_cursor
-from core.batches import payout_batches
-from core.batches.payout_batches import Accepted, BatchRow, Offer
+from core.batches import acceptance, payment, reading
+from core.batches.acceptance import Accepted, Submission
+from core.batches.payout_batch import BatchRow
 from core.credentials import KeyKind
 from core.ids import IdKind, format_id, new_id
 from core.parties import api_keys
@@ -103,9 +104,9 @@ def accept_unsent(system: System, account: Account, *rows: BatchRow) -> UUID:
     """Accept a batch of which no worker learns, and disable payouts, so that none finds it."""
     batch_id = new_id()
     with system.database.transaction() as connection:
-        offer = Offer.of(account.business.id, account.api_key_id, rows, None)
-        payout_batches.load_rows(connection, HASH_SECRET, offer, batch_id)
-        assert isinstance(payout_batches.accept(connection, offer, batch_id), Accepted)
+        submission = Submission.of(account.business.id, account.api_key_id, rows, None)
+        acceptance.load_rows(connection, HASH_SECRET, submission, batch_id)
+        assert isinstance(acceptance.accept(connection, submission, batch_id), Accepted)
         set_payouts_enabled(connection, account.business.id, enabled=False)
     return batch_id
 
@@ -113,7 +114,7 @@ def accept_unsent(system: System, account: Account, *rows: BatchRow) -> UUID:
 def pay_by_hand(system: System, account: Account, batch_id: UUID, first: int, rows_max: int) -> None:
     with system.database.transaction() as connection:
         set_payouts_enabled(connection, account.business.id, enabled=True)
-        payout_batches.pay_chunk(connection, account.business.id, batch_id, first, rows_max)
+        payment.pay_chunk(connection, account.business.id, batch_id, first, rows_max)
         set_payouts_enabled(connection, account.business.id, enabled=False)
 
 
@@ -134,7 +135,7 @@ def assert_no_trace(system: System, account: Account) -> None:
 
 def count_batches(system: System, account: Account) -> int:
     with system.database.transaction() as connection:
-        return len(payout_batches.list_batches(connection, account.business.id, limit=100))
+        return len(reading.list_batches(connection, account.business.id, limit=100))
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -523,7 +524,7 @@ def test_results_before_the_end_are_pending_and_after_a_cancelling_cancelled(
     assert shown[2]["hash"] is None  # the same person's
 
     with system.database.transaction() as connection:
-        payout_batches.cancel(connection, account.business.id, id_)
+        payment.cancel(connection, account.business.id, id_)
     document = read(client, account, f"{PATH}/{batch_id}")
     assert (document["status"], document["processed"], document["allocated_amount"]) == ("cancelled", 1, 100)
     assert document["finished_at"] == document["updated_at"]
@@ -667,7 +668,7 @@ def test_reserved_money_is_out_of_the_balance_and_not_to_be_spent(
     assert send(client, account, [{"email": "c@example.com", "amount": 51}]).json() == INSUFFICIENT
     assert system.pay(client, account, "c@example.com", 50).status_code == 201
     with system.database.transaction() as connection:
-        payout_batches.cancel(connection, account.business.id, id_)
+        payment.cancel(connection, account.business.id, id_)
     assert read(client, account, "/balance")["payout_balance"] == FUNDS_CENTS - 50
 
 

@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 
 from api.batches.rows import ROWS_REPORTED_MAX, BatchFormat, RowChecker, find_format, parse_rows
 from api.web.validation import FieldErrors, NotAnObject, parse_object
-from core.batches.payout_batches import ROWS_MAX, BatchRow
+from core.batches.payout_batch import REFERENCE_MAX_CHARACTERS, ROWS_MAX, BatchRow
 from core.emails import normalise_email
-from core.ledger.references import REFERENCE_MAX_CHARACTERS
 from core.money import ALLOCATION_MAX_CENTS
 from tests.api.web.test_validation import amount_literals, email_literals, field_literals
 

@@ -24,7 +24,7 @@ from api.batches.files import PushFile, PushLimits, PushRow, read_file, split
 from api.cli.main import main
 from api.cli.push import run_push
 from api.cli.push_server import RESULT_COLUMNS
-from core.batches import payout_batches
+from core.batches import payment, payout_batch, reading
 from core.credentials import payout_hash
 from core.errors import UserError
 from core.parties import businesses
@@ -117,10 +117,10 @@ def write_rows(directory: Path, count: int, cents: int = 100, name: str = "payou
     return write(directory, "email,amount,reference\n" + rows, name)
 
 
-def batches_of(system: System, account: Account) -> list[payout_batches.PayoutBatch]:
+def batches_of(system: System, account: Account) -> list[payout_batch.PayoutBatch]:
     """Return a business's batches, newest first."""
     with system.database.transaction() as connection:
-        return payout_batches.list_batches(connection, account.business.id, limit=100)
+        return reading.list_batches(connection, account.business.id, limit=100)
 
 
 def read_results(path: Path) -> list[dict[str, str]]:
@@ -476,7 +476,7 @@ def test_batch_that_waits_and_is_cancelled_is_told(system: System, account: Acco
         read_until(process, "Perhaps payouts are disabled")
         (batch,) = batches_of(system, account)
         with system.database.transaction() as connection:
-            payout_batches.cancel(connection, account.business.id, batch.id)
+            payment.cancel(connection, account.business.id, batch.id)
         _, error = process.communicate(timeout=30)
     assert process.returncode == 1
     (line,) = error.splitlines()

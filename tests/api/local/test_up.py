@@ -308,10 +308,10 @@ def test_flower_can_be_left_out(home: Path) -> None:
 
 def test_misspelt_setting_is_said_once_and_secrets_are_read_from_files(home: Path) -> None:
     (home / "secret").write_text("0123456789abcdef0123456789abcdef\n")
-    variables = {"PAYOUTS_BATCHMAX": "5", "PAYOUTS_HASH_SECRET_FILE": str(home / "secret")}
+    variables = {"PAYOUTS_GROUPMAX": "5", "PAYOUTS_HASH_SECRET_FILE": str(home / "secret")}
     with run_up(home, **variables) as up:
         up.wait_until_ready()
-        assert up.output().count("PAYOUTS_BATCHMAX is no setting; did you mean PAYOUTS_GROUP_MAX?") == 1
+        assert up.output().count("PAYOUTS_GROUPMAX is no setting; did you mean PAYOUTS_GROUP_MAX?") == 1
         assert up.pay("file@example.com", 1).status_code == 201
         assert up.balance_of("file@example.com") == 1
 

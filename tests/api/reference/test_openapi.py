@@ -166,7 +166,7 @@ def test_both_ways_to_authenticate_are_documented(document: dict[str, Any]) -> N
 
 
 def test_documents_are_described_field_by_field(document: dict[str, Any]) -> None:
-    schemas = document["components"]["schemas"]
+    components = document["components"]["schemas"]
     for shape in (
         schemas.Balance,
         schemas.User,
@@ -176,7 +176,7 @@ def test_documents_are_described_field_by_field(document: dict[str, Any]) -> Non
         schemas.Batch,
     ):
         fields = {field.name for field in msgspec.structs.fields(shape)}
-        assert set(schemas[shape.__name__]["properties"]) == fields == set(schemas[shape.__name__]["required"])
+        assert set(components[shape.__name__]["properties"]) == fields == set(components[shape.__name__]["required"])
 
 
 def test_readme_lists_every_call() -> None:

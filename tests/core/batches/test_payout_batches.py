@@ -11,16 +11,9 @@ from uuid import UUID, uuid4
 import pytest
 import sqlalchemy as sa
 
-from core.batches import payout_batches
-from core.batches.payout_batches import (
-    Accepted,
-    BatchRow,
-    BatchStatus,
-    Offer,
-    PayoutBatch,
-    PayoutBatchError,
-    RowOutcome,
-)
+from core.batches import acceptance, payment, reading
+from core.batches.acceptance import Accepted, Submission
+from core.batches.payout_batch import BatchRow, BatchStatus, PayoutBatch, PayoutBatchError, RowOutcome
 from core.database.connection import DATABASE_ERRORS, Database
 from core.ids import new_id
 from core.messages import Outcome
@@ -33,13 +26,13 @@ from tests.core.batch_builders import (
     count_items,
     find_stalled,
     make_rows,
-    offer_of,
     pay_all,
     pay_chunk,
     read_balances,
     read_batch,
     read_business,
     read_progress,
+    submission_of,
     switch_payouts,
     try_to_accept,
 )
@@ -104,7 +97,7 @@ def test_a_total_over_64_bits_is_more_than_anybody_has(database: Database) -> No
     account = open_account(database, funds_cents=10**18)
     rows = make_rows(2**63 - 1, 2**63 - 1, 2**63 - 1)
     with database.transaction() as connection:
-        assert payout_batches.find_obstacle(connection, offer_of(account, rows)) is Outcome.INSUFFICIENT_BALANCE
+        assert acceptance.find_obstacle(connection, submission_of(account, rows)) is Outcome.INSUFFICIENT_BALANCE
     assert try_to_accept(database, account, rows) is Outcome.INSUFFICIENT_BALANCE
     assert (count_items(database, account), read_balances(database, account)) == (0, (10**18, 0))
 
@@ -121,12 +114,12 @@ def test_batches_at_once_never_reserve_more_than_there_is(database: Database) ->
     account = open_account(database, funds_cents=350)
     start = Barrier(THREADS)
 
-    def offer(_: int) -> Accepted | Outcome:
+    def submit(_: int) -> Accepted | Outcome:
         start.wait()
         return try_to_accept(database, account, make_rows(60, 40))
 
     with ThreadPoolExecutor(THREADS) as threads:
-        answers = list(threads.map(offer, range(THREADS)))
+        answers = list(threads.map(submit, range(THREADS)))
     assert sum(isinstance(answer, Accepted) for answer in answers) == 3
     assert answers.count(Outcome.INSUFFICIENT_BALANCE) == THREADS - 3
     assert read_balances(database, account) == (50, 300)
@@ -140,11 +133,11 @@ def test_whoever_may_not_allocate_may_not_reserve(
     other = open_account(database)
 
     def ask(api_key_id: UUID) -> Accepted | Outcome | None:
-        offer = Offer.of(payer.business.id, api_key_id, make_rows(1), None)
+        submission = Submission.of(payer.business.id, api_key_id, make_rows(1), None)
         with database.transaction() as connection:
             if is_asked_beforehand:
-                return payout_batches.find_obstacle(connection, offer)
-            return payout_batches.accept(connection, offer, new_id())
+                return acceptance.find_obstacle(connection, submission)
+            return acceptance.accept(connection, submission, new_id())
 
     assert ask(uuid4()) is ask(other.api_key_id) is Outcome.UNAUTHORIZED
     switch_payouts(database, payer, enabled=False)
@@ -167,12 +160,12 @@ def test_a_revoke_that_is_under_way_is_waited_for(database: Database) -> None:
 
 
 def test_what_is_rolled_back_was_never_accepted(database: Database, payer: Account) -> None:
-    offer, batch_id = offer_of(payer, make_rows(1, 2)), new_id()
+    submission, batch_id = submission_of(payer, make_rows(1, 2)), new_id()
 
     def break_off() -> None:
         with database.transaction() as connection:
-            payout_batches.load_rows(connection, HASH_SECRET, offer, batch_id)
-            payout_batches.accept(connection, offer, batch_id)
+            acceptance.load_rows(connection, HASH_SECRET, submission, batch_id)
+            acceptance.accept(connection, submission, batch_id)
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
@@ -205,7 +198,7 @@ def test_the_same_offer_that_is_accepted_meanwhile_is_never_too_much(
     with Database(database.engine.url.render_as_string(hide_password=False), transaction_timeout_s=None) as other:
         sa.event.listen(other.engine, "before_cursor_execute", accept_between)
         with other.transaction() as connection:
-            obstacle = payout_batches.find_obstacle(connection, offer_of(payer, rows, "key"))
+            obstacle = acceptance.find_obstacle(connection, submission_of(payer, rows, "key"))
     assert obstacle is None or isinstance(obstacle, Accepted)
 
 
@@ -214,7 +207,7 @@ def test_a_key_replays_the_same_rows_and_refuses_others(database: Database, paye
     batch = accept(database, payer, rows, "key")
     assert_replays(try_to_accept(database, payer, list(rows), "key"), batch)
     with database.transaction() as connection:
-        assert_replays(payout_batches.find_obstacle(connection, offer_of(payer, rows, "key")), batch)
+        assert_replays(acceptance.find_obstacle(connection, submission_of(payer, rows, "key")), batch)
     others = [
         rows[:1],
         rows[::-1],
@@ -232,12 +225,12 @@ def test_of_two_with_one_key_at_once_one_reserves_and_the_others_replay(database
     account = open_account(database, funds_cents=1_000)
     start = Barrier(THREADS)
 
-    def offer(_: int) -> Accepted | Outcome:
+    def submit(_: int) -> Accepted | Outcome:
         start.wait()
         return try_to_accept(database, account, make_rows(600, 300), "key")
 
     with ThreadPoolExecutor(THREADS) as threads:
-        answers = list(threads.map(offer, range(THREADS)))
+        answers = list(threads.map(submit, range(THREADS)))
     accepted = [answer for answer in answers if isinstance(answer, Accepted)]
     assert len(accepted) == THREADS
     assert Counter(answer.is_replay for answer in accepted) == {True: THREADS - 1, False: 1}
@@ -297,7 +290,7 @@ def test_of_a_batch_and_single_calls_with_one_key_at_once_one_kind_moves_money(d
         account = open_account(database)
         start = Barrier(4)
 
-        def offer(account: Account, start: Barrier) -> Accepted | Outcome:
+        def submit(account: Account, start: Barrier) -> Accepted | Outcome:
             start.wait()
             return try_to_accept(database, account, make_rows(600), "key")
 
@@ -306,7 +299,7 @@ def test_of_a_batch_and_single_calls_with_one_key_at_once_one_kind_moves_money(d
             return allocate(database, allocation_of(account, "a@example.com", 50, idempotency_key="key"))[0]
 
         with ThreadPoolExecutor(4) as threads:
-            works = [threads.submit(each, account, start) for each in (offer, call, offer, call)]
+            works = [threads.submit(each, account, start) for each in (submit, call, submit, call)]
             answers = [work.result() for work in works]
         batches = [answer for answer in answers if isinstance(answer, Accepted)]
         assert answers.count(Outcome.IDEMPOTENCY_KEY_REUSED) == 2
@@ -417,12 +410,12 @@ def test_batches_of_two_businesses_do_not_touch_each_other(database: Database, p
     other = open_account(database)
     own, foreign = (accept(database, each, make_rows(10, 20)) for each in (payer, other))
     with database.pipeline() as connection:
-        assert payout_batches.pay_chunk(connection, payer.business.id, foreign.id, 0, 500).next_first is None
-        assert payout_batches.pay_chunk(connection, other.business.id, own.id, 0, 500).next_first is None
+        assert payment.pay_chunk(connection, payer.business.id, foreign.id, 0, 500).next_first is None
+        assert payment.pay_chunk(connection, other.business.id, own.id, 0, 500).next_first is None
     with database.transaction() as connection:
-        assert payout_batches.find_batch(connection, payer.business.id, foreign.id) is None
+        assert reading.find_batch(connection, payer.business.id, foreign.id) is None
         with pytest.raises(PayoutBatchError, match=r"There is no such payout batch\."):
-            payout_batches.cancel(connection, payer.business.id, foreign.id)
+            payment.cancel(connection, payer.business.id, foreign.id)
     assert read_progress(database, own) == read_progress(database, foreign) == (BatchStatus.QUEUED, 0, 0)
     pay_all(database, own)
     assert read_user_balances(database, other.business.id) == {}
@@ -450,8 +443,8 @@ def test_nothing_is_paid_of_what_is_finished_or_unknown(database: Database, paye
             assert pay_chunk(database, batch, first) is None
         assert read_batch(database, batch) == before
     with database.pipeline() as connection:
-        assert payout_batches.pay_chunk(connection, payer.business.id, uuid4(), 0, 500).next_first is None
-        assert payout_batches.pay_chunk(connection, uuid4(), paid.id, 0, 500).next_first is None
+        assert payment.pay_chunk(connection, payer.business.id, uuid4(), 0, 500).next_first is None
+        assert payment.pay_chunk(connection, uuid4(), paid.id, 0, 500).next_first is None
 
 
 def test_copies_of_a_message_at_once_pay_once(database: Database) -> None:
@@ -493,7 +486,7 @@ def die_in_chunk(database: Database, batch: PayoutBatch, first: int, rows_max: i
 
     def pay_and_die() -> None:
         with database.pipeline() as connection:
-            payout_batches.pay_chunk(connection, batch.business_id, batch.id, first, rows_max)
+            payment.pay_chunk(connection, batch.business_id, batch.id, first, rows_max)
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
@@ -529,7 +522,7 @@ def test_a_session_that_is_ended_in_a_chunk_loses_nothing(database: Database, pa
 
     def pay_and_be_cut() -> None:
         with database.pipeline() as connection:
-            payout_batches.pay_chunk(connection, payer.business.id, batch.id, 0, 2)
+            payment.pay_chunk(connection, payer.business.id, batch.id, 0, 2)
             connection.execute(sa.text("SELECT pg_terminate_backend(pg_backend_pid())"))
 
     with pytest.raises(DATABASE_ERRORS):
@@ -645,7 +638,7 @@ def test_cancelling_waits_for_the_chunk_that_is_under_way(database: Database) ->
     batch = accept(database, account, make_rows(1, 2, 4))
     with ThreadPoolExecutor() as threads:
         with database.pipeline() as connection:
-            assert payout_batches.pay_chunk(connection, account.business.id, batch.id, 0, 2).next_first == 2
+            assert payment.pay_chunk(connection, account.business.id, batch.id, 0, 2).next_first == 2
             cancelled = threads.submit(cancel, database, batch)
             wait_until_blocked(database)
         assert cancelled.result().allocated_amount == 3
@@ -657,7 +650,7 @@ def test_a_chunk_that_waits_for_a_cancelling_pays_nothing(database: Database) ->
     batch = accept(database, account, make_rows(1, 2, 4))
     with ThreadPoolExecutor() as threads:
         with database.transaction() as connection:
-            payout_batches.cancel(connection, account.business.id, batch.id)
+            payment.cancel(connection, account.business.id, batch.id)
             position = threads.submit(pay_chunk, database, batch, 0, 2)
             wait_until_blocked(database)
         assert position.result() is None
@@ -700,13 +693,13 @@ def test_rows_are_pending_then_allocated_or_cancelled(database: Database, payer:
 
     def read_outcomes() -> list[RowOutcome]:
         with database.transaction() as connection:
-            found = payout_batches.find_batch(connection, payer.business.id, batch.id)
+            found = reading.find_batch(connection, payer.business.id, batch.id)
             assert found is not None
-            results = payout_batches.list_results(connection, found, limit=10)
+            results = reading.list_results(connection, found, limit=10)
             assert [BatchRow(row.email, row.amount, row.reference) for row in results] == rows
             assert [row.position for row in results] == [0, 1, 2]
-            assert payout_batches.list_results(connection, found, limit=1, behind=0) == results[1:2]
-            assert payout_batches.list_results(connection, found, limit=9, behind=2) == []
+            assert reading.list_results(connection, found, limit=1, behind=0) == results[1:2]
+            assert reading.list_results(connection, found, limit=9, behind=2) == []
         paid = {row.id: row.amount for row in read_history(database, payer.business.id)}
         allocated = [row for row in results if row.outcome is RowOutcome.ALLOCATED]
         assert {row.transaction_id: row.amount for row in allocated} == paid
@@ -723,12 +716,12 @@ def test_batches_are_listed_newest_first_and_none_of_others(database: Database, 
     accept(database, open_account(database), make_rows(1))
     batches = [accept(database, payer, make_rows(amount)) for amount in (1, 2, 3)]
     with database.transaction() as connection:
-        listed = payout_batches.list_batches(connection, payer.business.id, limit=10)
+        listed = reading.list_batches(connection, payer.business.id, limit=10)
         assert listed == batches[::-1]
-        assert payout_batches.list_batches(connection, payer.business.id, limit=1, behind=listed[0].id) == [batches[1]]
-        assert payout_batches.list_batches(connection, payer.business.id, limit=9, behind=listed[2].id) == []
-        assert payout_batches.find_batch_anywhere(connection, batches[0].id) == batches[0]
-        assert payout_batches.find_batch_anywhere(connection, uuid4()) is None
+        assert reading.list_batches(connection, payer.business.id, limit=1, behind=listed[0].id) == [batches[1]]
+        assert reading.list_batches(connection, payer.business.id, limit=9, behind=listed[2].id) == []
+        assert reading.find_batch_anywhere(connection, batches[0].id) == batches[0]
+        assert reading.find_batch_anywhere(connection, uuid4()) is None
 
 
 # Finding what stands still
@@ -770,10 +763,10 @@ def test_whatever_happens_at_once_the_books_balance(database: Database, seed: in
     def pick_batch(random: Random) -> PayoutBatch | None:
         account = random.choice(accounts)
         with database.transaction() as connection:
-            found = payout_batches.list_batches(connection, account.business.id, limit=6)
+            found = reading.list_batches(connection, account.business.id, limit=6)
         return random.choice(found) if found else None
 
-    def offer(random: Random) -> None:
+    def submit(random: Random) -> None:
         rows = make_rows(*(random.randint(1, 60) for _ in range(random.randint(1, 25))), emails=5)
         key = random.choice([None, f"key {random.randint(0, 3)}"])
         try_to_accept(database, random.choice(accounts), rows, key)
@@ -814,7 +807,7 @@ def test_whatever_happens_at_once_the_books_balance(database: Database, seed: in
 
     acts: list[Callable[[Random], None]] = [
         *[pay] * 10,
-        *[offer] * 5,
+        *[submit] * 5,
         *[pay_one] * 4,
         die,
         give_up,
@@ -838,7 +831,7 @@ def test_whatever_happens_at_once_the_books_balance(database: Database, seed: in
         batches = [
             batch
             for account in accounts
-            for batch in payout_batches.list_batches(connection, account.business.id, limit=1_000)
+            for batch in reading.list_batches(connection, account.business.id, limit=1_000)
         ]
     by_id = {batch.id: batch for batch in batches}
     for batch_id, first in find_stalled(database, *accounts):

@@ -149,7 +149,9 @@ def test_outcomes_are_listed_by_their_precedence() -> None:
         Outcome.UNAUTHORIZED,
         Outcome.REPLAYED,
         Outcome.IDEMPOTENCY_KEY_REUSED,
+        Outcome.REFERENCE_REUSED,
         Outcome.PAYOUTS_DISABLED,
+        Outcome.IDEMPOTENCY_KEY_REQUIRED,
         Outcome.INSUFFICIENT_BALANCE,
         Outcome.FAILED,
     ]

@@ -90,7 +90,7 @@ def test_an_error_is_named_by_type_and_place_without_its_text() -> None:
     line = json.loads(JSON.format(make_record("it failed", exc_info=(type(error), error, error.__traceback__))))
     assert line["message"] == "it failed"
     assert line["error"] == "ValueError"
-    assert re.fullmatch(r"core/test_logs.py:\d+ in raise_and_catch", line["place"])
+    assert re.fullmatch(r"logging/test_setup.py:\d+ in raise_and_catch", line["place"])
     assert EMAIL not in str(line)
 
 

@@ -79,7 +79,7 @@ def test_other_variables_are_ignored() -> None:
 
 def test_a_variable_that_nothing_reads_is_named_with_the_nearest_that_there_is() -> None:
     environment = REQUIRED | {
-        "PAYOUTS_BATCHMAX": "1",
+        "PAYOUTS_GROUPMAX": "1",
         "PAYOUTS_HASH_SECRETFILE": "/secret",
         "PAYOUTS_8000_TCP_PROTO": "tcp",
         "PAYOUTS_HOST": "0.0.0.0",  # noqa: S104 (the Procfile reads it)
@@ -89,7 +89,7 @@ def test_a_variable_that_nothing_reads_is_named_with_the_nearest_that_there_is()
     }
     assert find_unknown_variables(environment) == [
         "PAYOUTS_8000_TCP_PROTO is no setting",
-        "PAYOUTS_BATCHMAX is no setting; did you mean PAYOUTS_GROUP_MAX?",
+        "PAYOUTS_GROUPMAX is no setting; did you mean PAYOUTS_GROUP_MAX?",
         "PAYOUTS_HASH_SECRETFILE is no setting; did you mean PAYOUTS_HASH_SECRET_FILE?",
     ]
 

@@ -23,7 +23,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from api.local.servers import EmbeddedValkey, find_free_port
-from core.batches.payout_batches import BatchStatus, PayoutBatch
+from core.batches.payout_batch import BatchStatus, PayoutBatch
 from core.database.connection import Database
 from core.ids import IdKind, format_id
 from core.parties import businesses
