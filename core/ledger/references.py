@@ -5,11 +5,20 @@ Its reference is free again when the payment was reversed, or when its batch was
 read from the history and the batch. The next payment with the reference is its next attempt.
 """
 
+from collections.abc import Iterator, Sequence
+from uuid import UUID
+
+from sqlalchemy import Connection
+
+from core.database.arrays import text_array
+from core.database.connection import driver_of
+from core.ledger.allocation import Use
+
 # The payment that stands counts, and where none does, the latest attempt. (Earlier releases paid a reference any number
 # of times.) `OFFSET 0` keeps each look-up one of an index (see `_READ_STATE` of the statements).
-READ_REFERENCE_USES = """
+_READ_USES = """
     SELECT latest.business_id, latest.reference, payment_id, email, amount, attempt, is_free
-    FROM unnest(%(business_ids)s::uuid[], %(references)s::text[]) AS wanted (business_id, reference)
+    FROM {wanted} AS wanted (business_id, reference)
     CROSS JOIN LATERAL (
         SELECT named.*,
             EXISTS (
@@ -36,3 +45,21 @@ READ_REFERENCE_USES = """
         LIMIT 1
     ) AS latest
 """
+
+READ_REFERENCE_USES = _READ_USES.format(wanted="unnest(%(business_ids)s::uuid[], %(references)s::text[])")
+"""Takes a business id and a reference for each; gives what `Use` is made of."""
+
+_READ_USES_OF_ONE_BUSINESS = _READ_USES.format(
+    wanted="(SELECT %(business_id)s::uuid, reference FROM unnest(%(references)s::text[]) AS reference)"
+)
+
+
+def read_uses_of_one_business(
+    connection: Connection, business_id: UUID, references: Sequence[str]
+) -> Iterator[tuple[str, Use]]:
+    """Yield those of a business's references that were used before, and what for."""
+    found = driver_of(connection).execute(
+        _READ_USES_OF_ONE_BUSINESS, {"business_id": business_id, "references": text_array(references)}
+    )
+    for _, reference, *use in found:
+        yield reference, Use(*use)

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 
 from api.resources.query_parameters import batches_cursor, results_cursor, users_cursor
 from core.batches import acceptance, payment, reading
-from core.batches.acceptance import Accepted, Submission
+from core.batches.acceptance import Accepted, Sorting, Submission
 from core.batches.payout_batch import BatchRow
 from core.credentials import KeyKind
 from core.ids import IdKind, format_id, new_id
@@ -105,8 +105,10 @@ def accept_unsent(system: System, account: Account, *rows: BatchRow) -> UUID:
     batch_id = new_id()
     with system.database.transaction() as connection:
         submission = Submission.of(account.business.id, account.api_key_id, rows, None)
-        acceptance.load_rows(connection, HASH_SECRET, submission, batch_id)
-        assert isinstance(acceptance.accept(connection, submission, batch_id), Accepted)
+        sorting = acceptance.sort_rows(connection, submission)
+        assert isinstance(sorting, Sorting)
+        acceptance.load_rows(connection, HASH_SECRET, submission, batch_id, sorting)
+        assert isinstance(acceptance.accept(connection, submission, batch_id, sorting), Accepted)
         set_payouts_enabled(connection, account.business.id, enabled=False)
     return batch_id
 

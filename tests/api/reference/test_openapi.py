@@ -9,6 +9,7 @@ import pytest
 from jsonschema_rs import validator_for
 
 from api.client import Payouts, PayoutsError
+from api.resources import schemas
 from api.web import responses
 from api.web.responses import HEADERS_BY_SUCCESS, REFUSAL_BY_OUTCOME
 from core.messages import Outcome
