@@ -12,7 +12,7 @@ from api.batches.intake import BatchIntake
 from api.batches.rows import find_format
 from api.resources import schemas
 from api.resources.pagination import Listing, Lists
-from api.resources.query_parameters import Parameters, batches_cursor, results_cursor
+from api.resources.query_parameters import PAGE, Parameters, batches_cursor, results_cursor
 from api.web import responses
 from api.web.business_request import AnyRequest, BusinessCalls
 from api.web.errors import TooManyWaitingError
@@ -48,7 +48,7 @@ def batch_routes(calls: BusinessCalls, lists: Lists, intake: BatchIntake, hash_s
 
     @get(RESULTS_PATH)
     async def list_results(request: AnyRequest, batch_id: str) -> AnyResponse:
-        parameters = Parameters.from_query(request.query_params.multi_items())
+        parameters = Parameters.from_query(request.query_params.multi_items(), PAGE)
         behind, limit = parameters.results_cursor(), parameters.limit()
         listing = results_listing(batch_id, hash_secret)
         return await lists.answer(request, parameters.errors, listing, behind, limit)
@@ -57,7 +57,7 @@ def batch_routes(calls: BusinessCalls, lists: Lists, intake: BatchIntake, hash_s
 
 
 async def _list(request: AnyRequest, lists: Lists) -> AnyResponse:
-    parameters = Parameters.from_query(request.query_params.multi_items())
+    parameters = Parameters.from_query(request.query_params.multi_items(), PAGE)
     behind, limit = parameters.batches_cursor(), parameters.limit()
     return await lists.answer(request, parameters.errors, _BATCHES, behind, limit)
 
@@ -92,7 +92,17 @@ _BATCHES: Listing[PayoutBatch, UUID] = Listing(
     place_of=lambda batch: batch.id,
     write_cursor=batches_cursor,
     document=schemas.Batch.of,
-    csv_columns=("id", "status", "total", "processed", "amount_cents", "amount_dollars", "created_at", "finished_at"),
+    csv_columns=(
+        "id",
+        "status",
+        "total",
+        "processed",
+        "amount_cents",
+        "amount_dollars",
+        "created_at",
+        "finished_at",
+        "already_paid",
+    ),
     csv_row=lambda batch: (
         format_id(IdKind.BATCH, batch.id),
         batch.status,
@@ -102,6 +112,7 @@ _BATCHES: Listing[PayoutBatch, UUID] = Listing(
         format_decimal(batch.amount),
         batch.created_at,
         batch.finished_at,
+        batch.already_paid,
     ),
 )
 
@@ -117,7 +128,7 @@ def results_listing(batch_id: str, hash_secret: bytes | None) -> Listing[BatchRe
 
     def document(row: BatchResult) -> schemas.BatchRow:
         hash_ = None
-        if hash_secret is not None and row.outcome is RowOutcome.ALLOCATED:
+        if hash_secret is not None and row.outcome in {RowOutcome.ALLOCATED, RowOutcome.ALREADY_PAID}:
             hash_ = payout_hash(hash_secret, row.business_id, row.email)
         return schemas.BatchRow.of(row, hash_)
 

@@ -84,7 +84,7 @@ def batch_page_routes(
 
     @get("/{business:str}/{mode:str}/batches")
     async def list_batches(request: AnyRequest, business: str, mode: str) -> AnyResponse:
-        behind = Parameters.from_query(request.query_params.multi_items()).batches_cursor()
+        behind = Parameters(dict(request.query_params)).batches_cursor()
         return await pages.show(request, business, mode, lambda connection, visit: _list(connection, visit, behind))
 
     @post(
@@ -102,7 +102,7 @@ def batch_page_routes(
 
     @get(_BATCH)
     async def show_batch(request: AnyRequest, business: str, mode: str, batch_id: str) -> AnyResponse:
-        behind = Parameters.from_query(request.query_params.multi_items()).results_cursor()
+        behind = Parameters(dict(request.query_params)).results_cursor()
         return await pages.show(
             request, business, mode, lambda connection, visit: _show(connection, visit, batch_id, behind)
         )

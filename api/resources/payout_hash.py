@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 
 from api.resources import schemas
 from api.resources.pagination import make_page
-from api.resources.query_parameters import Parameters, history_cursor
+from api.resources.query_parameters import PAGE, Parameters, history_cursor
 from api.web import responses
 from api.web.business_request import AnyRequest, DatabaseThreads
 from api.web.errors import TooManyWaitingError
@@ -40,7 +40,7 @@ def payout_hash_routes(threads: DatabaseThreads) -> list[HTTPRouteHandler]:
 
     @route(HISTORY_PATH, http_method=["GET", "POST"], status_code=200)
     async def read_own_history(request: AnyRequest) -> AnyResponse:
-        query = Parameters.from_query(request.query_params.multi_items())
+        query = Parameters.from_query(request.query_params.multi_items(), (FIELD, *PAGE))
         return await _answer(
             threads, request, lambda connection, user, fields: _read_history(connection, user, query.under(fields))
         )

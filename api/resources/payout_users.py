@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 
 from api.resources import schemas
 from api.resources.pagination import Listing, Lists
-from api.resources.query_parameters import Parameters, users_cursor
+from api.resources.query_parameters import PAGE, Parameters, users_cursor
 from api.web import responses
 from api.web.business_request import AnyRequest, BusinessCalls
 from api.web.request_body import read_body
@@ -32,7 +32,7 @@ def payout_user_routes(calls: BusinessCalls, lists: Lists) -> list[HTTPRouteHand
 
     @get(PATH)
     async def list_users(request: AnyRequest) -> AnyResponse:
-        parameters = Parameters.from_query(request.query_params.multi_items())
+        parameters = Parameters.from_query(request.query_params.multi_items(), ("email", *PAGE))
         behind, limit = parameters.users_cursor(), parameters.limit()
         return await lists.answer(request, parameters.errors, _listing(parameters.email()), behind, limit)
 

@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 
 from api.resources import schemas
 from api.resources.pagination import Listing, Lists
-from api.resources.query_parameters import Parameters, history_cursor
+from api.resources.query_parameters import PAGE, Parameters, history_cursor
 from api.web import responses
 from api.web.business_request import AnyRequest, BusinessCalls
 from api.web.responses import AnyResponse
@@ -20,6 +20,9 @@ from core.ledger.history import Position, Selection, Transaction
 from core.money import format_decimal
 
 PATH = "/payout/transactions"
+FILTERS = (
+    "type", "user", "from", "to", "reference", "idempotency_key", "min_amount", "max_amount", *PAGE,
+)  # fmt: skip
 ITEM_PATH = "/payout/transactions/{transaction_id:str}"
 
 
@@ -28,13 +31,17 @@ def transaction_routes(calls: BusinessCalls, lists: Lists) -> list[HTTPRouteHand
 
     @get(PATH)
     async def list_transactions(request: AnyRequest) -> AnyResponse:
-        parameters = Parameters.from_query(request.query_params.multi_items())
+        parameters = Parameters.from_query(request.query_params.multi_items(), FILTERS)
         behind, limit = parameters.history_cursor(), parameters.limit()
         selection = Selection(
             type=parameters.type(),
             payout_user_id=parameters.user(),
             since=parameters.since(),
             until=parameters.until(),
+            reference=parameters.reference(),
+            idempotency_key=parameters.idempotency_key(),
+            min_amount=parameters.amount("min_amount"),
+            max_amount=parameters.amount("max_amount"),
         )
         return await lists.answer(request, parameters.errors, transactions_listing(selection), behind, limit)
 
@@ -75,6 +82,7 @@ def transactions_listing(selection: Selection) -> Listing[Transaction, Position]
             "reverses",
             "batch",
             "created_at",
+            "reference",
         ),
         csv_row=_csv_row,
     )
@@ -105,4 +113,5 @@ def _csv_row(row: Transaction) -> Iterable[Any]:
         shown.reverses,
         shown.batch,
         shown.created_at,
+        shown.reference,
     )

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from api.resources.query_parameters import LIMIT_DEFAULT, LIMIT_MAX, Parameters, history_cursor, users_cursor
+from api.resources.transactions import FILTERS
 from core.ids import IdKind, format_id
 from core.ledger.history import Position, TransactionType
 
@@ -39,7 +40,7 @@ READERS: dict[str, list[Callable[[Parameters], Any]]] = {
 
 
 def query(text: str) -> Parameters:
-    return Parameters.from_query(parse_qsl(text, keep_blank_values=True))
+    return Parameters.from_query(parse_qsl(text, keep_blank_values=True), FILTERS)
 
 
 def asked(name: str, value: Any) -> Parameters:
@@ -487,7 +488,7 @@ texts = st.text(st.characters()) | nearly_moments | nearly_dates | nearly_cursor
 @settings(deadline=None, max_examples=500)
 def test_no_text_breaks_a_reader(name: str, text: str) -> None:
     for read in READERS[name]:
-        parameters = Parameters.from_query([(name, text)])
+        parameters = Parameters.from_query([(name, text)], FILTERS)
         found = read(parameters)
         assert parameters.errors.keys() <= {name}
         if parameters.errors and name != "limit":
