@@ -26,7 +26,7 @@ from core.settings.loader import (
     load_database_url,
     load_startup_timeout_s,
     variable_name,
-    warn_of_unknown_variables,
+    warn_of_doubtful_variables,
 )
 
 Document = dict[str, Any] | list[dict[str, Any]]
@@ -102,7 +102,7 @@ def _add_options(
 
 
 def _open_database(data_dir: Path | None, transaction_timeout_s: float | None) -> Database:
-    warn_of_unknown_variables()
+    warn_of_doubtful_variables()
     variables: Mapping[str, str] = os.environ
     url = load_database_url()
     if data_dir is not None or not url:
