@@ -169,7 +169,8 @@ payment_references = Table(
     metadata,
     Column("business_id", Uuid, primary_key=True),
     Column("reference", Text(collation="C"), primary_key=True),
-    # 0, and one more for each payment with the same reference that was reversed, or cancelled with its batch.
+    # 0, and one more for each payment with the same reference that was reversed, or cancelled with its batch. Below 0:
+    # what an earlier release paid with the same reference again.
     Column("attempt", SmallInteger, primary_key=True, autoincrement=False),
     Column("payment_id", Uuid, nullable=False),
     Column("email", Text(collation="C"), nullable=False),

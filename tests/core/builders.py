@@ -117,7 +117,7 @@ def read_history(database: Database, business_id: UUID) -> list[HistoryRow]:
         .order_by(rows.c.id)
     )
     with database.transaction() as connection:
-        return [HistoryRow(*row) for row in connection.execute(query)]
+        return [HistoryRow(**row._asdict()) for row in connection.execute(query)]
 
 
 def read_user_balances(database: Database, business_id: UUID) -> dict[str, int]:

@@ -163,10 +163,15 @@ def test_a_reference_that_is_used_between_the_look_and_the_lock_is_noticed(datab
         sorting = acceptance.sort_rows(connection, submission)
     assert isinstance(sorting, Sorting)
     allocate(database, allocation_of(payer, "b@example.com", 10, reference="b"))
-    with pytest.raises(ReferencesTakenError), database.transaction() as connection:
-        batch_id = new_id()
-        acceptance.load_rows(connection, HASH_SECRET, submission, batch_id, sorting)
-        acceptance.accept(connection, submission, batch_id, sorting)
+
+    def accept_late() -> None:
+        with database.transaction() as connection:
+            batch_id = new_id()
+            acceptance.load_rows(connection, HASH_SECRET, submission, batch_id, sorting)
+            acceptance.accept(connection, submission, batch_id, sorting)
+
+    with pytest.raises(ReferencesTakenError):
+        accept_late()
     assert read_balances(database, payer) == (1_000_000 - 10, 0)
 
 
@@ -192,11 +197,16 @@ def test_files_and_calls_at_once_share_nothing_twice(shared_database: Database) 
     assert verify_books(shared_database).balanced
 
 
-def test_verification_finds_a_reference_that_was_paid_twice(database: Database, payer: Account) -> None:
+def test_verification_finds_a_payment_whose_reference_names_another(database: Database, payer: Account) -> None:
     pay_all(database, accept(database, payer, rows_of("a", "b")))
-    run_sql(
-        database,
-        "UPDATE payout_batch_items SET reference = 'a' WHERE business_id = :id AND reference = 'b'",
-        id=payer.business.id,
-    )
-    assert verify_books(database).balanced is False
+    assert verify_books(database).balanced
+    run_sql(database, "UPDATE payment_references SET reference = 'c' WHERE reference = 'b'")
+    assert "the one that the reference names" in verify_books(database).discrepancies[0].rule
+
+
+def test_verification_finds_a_reference_that_was_paid_twice(database: Database, payer: Account) -> None:
+    for name in ("a", "b"):
+        allocate(database, allocation_of(payer, f"{name}@example.com", 10, reference=name))
+    run_sql(database, "UPDATE payment_references SET reference = 'a', attempt = 1 WHERE reference = 'b'")
+    rules = {each.rule for each in verify_books(database).discrepancies}
+    assert "a payment whose reference was used again must have been reversed" in rules

@@ -39,11 +39,11 @@ def upgrade() -> None:
             CONSTRAINT pk_payout_batch_already_paid PRIMARY KEY (business_id, batch_id, row)
         )
     """)
-    # A reference that was paid several times keeps all of its payments.
+    # A reference that was paid several times keeps all of its payments, the newest as attempt 0.
     op.execute("""
         INSERT INTO payment_references (business_id, reference, attempt, payment_id, email, amount, batch_id)
         SELECT item.business_id, btrim(item.reference),
-            row_number() OVER (PARTITION BY item.business_id, btrim(item.reference) ORDER BY item.id) - 1,
+            1 - row_number() OVER (PARTITION BY item.business_id, btrim(item.reference) ORDER BY item.id DESC),
             item.id, item.email, item.amount, item.batch_id
         FROM payout_batch_items AS item
         JOIN payout_batches AS batch ON batch.business_id = item.business_id AND batch.id = item.batch_id
