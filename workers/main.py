@@ -46,7 +46,7 @@ def create_worker(settings: Settings) -> Celery:
     register_batch_tasks(celery, batch_worker, settings.batch_stalled_after_s, client)
     register_verification_task(celery, BooksVerifier(settings, client))
     metrics.watch(settings, database)
-    register_day_sum_tasks(celery, DaySummer(database, transaction_timeout_s=settings.transaction_timeout_s))
+    register_day_sum_tasks(celery, DaySummer(database))
     return celery
 
 

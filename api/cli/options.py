@@ -32,7 +32,7 @@ from core.settings.loader import (
 Document = dict[str, Any] | list[dict[str, Any]]
 _DATABASE_URL = variable_name("database_url")
 _DATABASE_POOLER = variable_name("database_pooler")
-# Whoever sums the history relies on it: a transaction that writes to it does not take a minute.
+# A transaction that writes holds a business's row, for which its payouts wait.
 _TRANSACTION_TIMEOUT_S = 30
 
 

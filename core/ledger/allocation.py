@@ -13,6 +13,8 @@ class BusinessState:
 
     payout_balance_cents: int
     payouts_enabled: bool
+    last_sequence: int = 0
+    """The number of its newest history row."""
     requires_keys: bool = False
 
 
@@ -57,6 +59,8 @@ class Entry:
     allocation: Allocation
     payout_balance_after_cents: int
     idempotency_attempt: int
+    sequence: int
+    """Its number in the business's history."""
     reference_attempt: int = 0
 
 
@@ -87,6 +91,7 @@ def decide(state: LockedState, allocations: Iterable[Allocation]) -> Decision:
     allocated earlier in the same group, reports `allocated` and moves nothing.
     """
     balances = {id_: business.payout_balance_cents for id_, business in state.businesses.items()}
+    sequences = {id_: business.last_sequence for id_, business in state.businesses.items()}
     allocated_keys = set(state.history_keys)
     key_uses = dict(state.idempotency_uses)
     reference_uses = dict(state.reference_uses)
@@ -104,9 +109,9 @@ def decide(state: LockedState, allocations: Iterable[Allocation]) -> Decision:
         allocated_keys.add(allocation.key)
         idempotency_attempt = _use(key_uses, allocation.idempotency_key, allocation)
         reference_attempt = _use(reference_uses, allocation.reference, allocation)
-        entries.append(
-            Entry(allocation, balances[allocation.business_id], idempotency_attempt, reference_attempt),
-        )
+        sequences[allocation.business_id] += 1
+        balance, sequence = balances[allocation.business_id], sequences[allocation.business_id]
+        entries.append(Entry(allocation, balance, idempotency_attempt, sequence, reference_attempt))
     return Decision(outcomes, entries, claims)
 
 

@@ -17,7 +17,7 @@ from core.credentials import KeyKind
 from core.database.connection import Database
 from core.parties import api_keys, businesses
 from tests.docs.pages import PAGES, Block, find_block, read_blocks, without_blocks
-from tests.docs.reference_pages import walk_commands
+from tests.docs.reference_pages import FOLDER, walk_commands
 from tests.servers import ROOT, Servers, System, run_system, run_valkey, verify_books
 
 COMMANDS = {
@@ -69,6 +69,13 @@ def test_every_command_that_a_sentence_names_is_one(page: Path) -> None:
     for text in re.findall(r"`(?:\.venv/bin/)?payouts ([a-z][^`]*)`", without_blocks(page.read_text())):
         words = text.split()
         assert tuple(words[:2]) in COMMANDS or tuple(words[:1]) in COMMANDS or words == [*groups & {text}], text
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.parent != FOLDER], ids=str)
+def test_command_with_arguments_in_a_sentence_can_be_pasted(page: Path) -> None:
+    """A name alone may stand without its folder."""
+    for text in re.findall(r"`payouts ([^`]*)`", without_blocks(page.read_text())):
+        assert tuple(text.split()) in COMMANDS, text
 
 
 @pytest.fixture(scope="module")

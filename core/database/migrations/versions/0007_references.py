@@ -3,13 +3,13 @@
 References of the batches that an earlier release accepted are kept too: what it paid is not paid again. The hot tables
 change last, because of their locks.
 
-Revision: 0006
+Revision: 0007
 """
 
 from alembic import op
 
-revision = "0006"
-down_revision = "0005"
+revision = "0007"
+down_revision = "0006"
 branch_labels = None
 depends_on = None
 
