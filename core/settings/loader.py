@@ -6,14 +6,14 @@ from collections.abc import Collection, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_type_hints
-from urllib.parse import parse_qs, quote, unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote
 
 import msgspec
 from msgspec import Meta
 
 from core.errors import UserError
 from core.settings.replaced import DERIVED, PREFIX, RENAMED, find_replaced_variables, rename
-from core.settings.server_urls import UrlError, check_url
+from core.settings.server_urls import UrlError, check_url, read_url
 from core.settings.weak_secrets import find_weakness
 
 FILE_SUFFIX = "_FILE"
@@ -360,7 +360,7 @@ def _read_values(environment: Mapping[str, str], required: Collection[str]) -> t
             del values[name]
             mistakes.append(f"{source}: {shown} does not fit: {problem}")
     if "database_password" in values and "database_url" in values:
-        if urlsplit(values["database_url"]).password is not None:
+        if read_url(values["database_url"]).has_password:
             both = f"{variable_name('database_password')} and the one in {variable_name('database_url')}"
             mistakes.append(f"There are two passwords, {both}: set one of them")
         else:
@@ -372,9 +372,9 @@ def _add_password(url: str, password: str) -> str:
     """Return the database's URL with its password; where it names no user, as a parameter."""
     scheme, _, rest = url.partition("://")
     quoted = quote(password, safe="")
-    user, at, host = urlsplit(url).netloc.rpartition("@")
-    if at:
-        return f"{scheme}://{user}:{quoted}@{host}{rest.removeprefix(f'{user}@{host}')}"
+    user = read_url(url).user_info
+    if user is not None:
+        return f"{scheme}://{user}:{quoted}{rest.removeprefix(user)}"
     return f"{url}{'&' if '?' in url else '?'}password={quoted}"
 
 
@@ -437,13 +437,14 @@ def _find_unsafe(values: Mapping[str, Any], mistakes: Collection[str], environme
 
 def _has_credentials(database_url: str, environment: Mapping[str, str]) -> bool:
     """Tell whether PostgreSQL is shown a password or a certificate; one behind a Unix socket needs none."""
-    parts = urlsplit(database_url)
+    parts = read_url(database_url)
     query = parse_qs(parts.query)
-    host = parts.hostname or unquote(query.get("host", [""])[0])
+    host = unquote(parts.hosts.partition(":")[0]) or unquote(query.get("host", [""])[0])
     if not host or host.startswith("/"):
         return True
     named = {"password", "passfile", "sslcert", "service"} & query.keys()
-    return bool(parts.password or named or environment.get("PGPASSWORD") or environment.get("PGPASSFILE"))
+    _, _, password = (parts.user_info or "").partition(":")
+    return bool(password or named or environment.get("PGPASSWORD") or environment.get("PGPASSFILE"))
 
 
 def _broken_relations(settings: Settings) -> list[str]:

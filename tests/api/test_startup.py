@@ -10,12 +10,12 @@ import time
 from pathlib import Path
 
 import pytest
-from honcho.environ import parse_procfile
 
+from api.local.procfile import parse_procfile
 from api.local.servers import find_free_port
 from tests.servers import HASH_SECRET, ROOT, Servers, run_valkey
 
-PROCFILE: dict[str, str] = parse_procfile((ROOT / "Procfile").read_text()).processes
+PROCFILE: dict[str, str] = parse_procfile((ROOT / "Procfile").read_text())
 COMMANDS = PROCFILE | {"migrate": "payouts migrate", "list": "payouts business list", "up": "exec payouts up --port 0"}
 NOWHERE = "postgresql://user:db-password@127.0.0.1:1/name"
 PASSWORDS = ("db-password", "redis-password", HASH_SECRET)
