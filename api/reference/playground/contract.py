@@ -22,6 +22,9 @@ from api.web.validation import (
     EMAIL_MAX,
     EMAIL_REQUIRED,
     EMAIL_STRING,
+    REFERENCE_CONTROL,
+    REFERENCE_MAX,
+    REFERENCE_STRING,
 )
 
 KEY = "sk_test_…"
@@ -45,6 +48,8 @@ class Situation(StrEnum):
     """Its payout balance is 0."""
     DISABLED = "disabled"
     """Payouts are disabled."""
+    KEYS_REQUIRED = "keys required"
+    """The business asks for an idempotency key or a reference with every payment."""
     REVOKED = "revoked"
     """The key has just been revoked."""
     INACTIVE = "inactive"
@@ -249,6 +254,23 @@ EXAMPLES: dict[str, Example] = {
         headers={"Idempotency-Key": "another-key"},
         answer_headers={"Idempotent-Replayed": "true"},
         before="reference-first",
+    ),
+    "key-required": _refused(
+        "Neither a key nor a reference, where the business requires one",
+        responses.IDEMPOTENCY_KEY_REQUIRED,
+        situation=Situation.KEYS_REQUIRED,
+    ),
+    "reference-type": _pay(
+        "A reference that is no string",
+        400,
+        {"reference": [REFERENCE_STRING]},
+        '{"email": "user@example.com", "amount": 10000, "reference": 1234}',
+    ),
+    "reference-text": _pay(
+        "A reference of more than 255 characters, with a control character",
+        400,
+        {"reference": [REFERENCE_MAX, REFERENCE_CONTROL]},
+        '{"email": "user@example.com", "amount": 10000, "reference": "' + LONG + '\\u0000!"}',
     ),
     "reference-reused": _refused(
         "The same reference with another amount",
