@@ -15,9 +15,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from api.local.data_dir import DataDir
-from api.local.servers import EmbeddedPostgres, EmbeddedValkey, find_free_port
+from api.local.ports import find_free_port
+from api.local.postgres import EmbeddedPostgres
 from api.local.stale_processes import StartedProcesses
 from api.local.supervisor import Server, Supervisor, print_line
+from api.local.valkey import EmbeddedValkey
 from core.errors import UserError
 from core.money import format_dollars
 from core.settings.loader import (

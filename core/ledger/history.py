@@ -54,7 +54,7 @@ class Selection:
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """A place in the history: just behind the row with this id. Cursors have its time too, for version 0.1."""
+    """A position in the history: just after the row with this id. Cursors have its time too, for version 0.1."""
 
     created_at: datetime
     id: UUID
@@ -85,9 +85,9 @@ _SELECT = sa.select(*_COLUMNS)
 
 
 def list_transactions(
-    connection: Connection, business_id: UUID, selection: Selection, *, limit: int, behind: Position | None = None
+    connection: Connection, business_id: UUID, selection: Selection, *, limit: int, after: Position | None = None
 ) -> list[Transaction]:
-    """Return up to `limit` rows in the order of their commits, newest first, from the start or from behind a place.
+    """Return up to `limit` rows in the order of their commits, newest first, from the start or after a position.
 
     Who walks on sees every row that was there at the start once. What commits meanwhile lies before the start.
     """
@@ -111,8 +111,8 @@ def list_transactions(
         query = query.where(history.amount >= selection.min_amount)
     if selection.max_amount is not None:
         query = query.where(history.amount <= selection.max_amount)
-    if behind is not None:
-        query = query.where(history.sequence < _sequence_of(business_id, behind))
+    if after is not None:
+        query = query.where(history.sequence < _sequence_of(business_id, after))
     query = query.order_by(history.sequence.desc()).limit(limit)
     return list(_transactions(connection, query))
 

@@ -39,8 +39,8 @@ def results_of(database: Database, batch: PayoutBatch, limit: int = 100) -> list
         with database.transaction() as connection:
             found = reading.find_batch(connection, batch.business_id, batch.id)
             assert found is not None
-            behind = results[-1][0] if results else None
-            rows = reading.list_results(connection, found, limit=limit, behind=behind)
+            after = results[-1][0] if results else None
+            rows = reading.list_results(connection, found, limit=limit, after=after)
         results += [(row.position, row.reference, row.outcome) for row in rows]
         if len(rows) < limit:
             return results
