@@ -21,7 +21,7 @@ from tests.core.batch_builders import (
     submission_of,
     try_to_accept,
 )
-from tests.core.builders import HASH_SECRET, allocate, allocation_of, read_history, run_sql
+from tests.core.builders import HASH_SECRET, allocate, allocation_of, read_history
 from tests.servers import Account, open_account, verify_books
 
 
@@ -195,18 +195,3 @@ def test_files_and_calls_at_once_share_nothing_twice(shared_database: Database) 
     assert sorted(reference or "" for reference, *_ in payments(shared_database, account)) == sorted(names)
     assert read_balances(shared_database, account) == (1_000_000 - 400, 0)
     assert verify_books(shared_database).balanced
-
-
-def test_verification_finds_a_payment_whose_reference_names_another(database: Database, payer: Account) -> None:
-    pay_all(database, accept(database, payer, rows_of("a", "b")))
-    assert verify_books(database).balanced
-    run_sql(database, "UPDATE payment_references SET reference = 'c' WHERE reference = 'b'")
-    assert "the one that the reference names" in verify_books(database).discrepancies[0].rule
-
-
-def test_verification_finds_a_reference_that_was_paid_twice(database: Database, payer: Account) -> None:
-    for name in ("a", "b"):
-        allocate(database, allocation_of(payer, f"{name}@example.com", 10, reference=name))
-    run_sql(database, "UPDATE payment_references SET reference = 'a', attempt = 1 WHERE reference = 'b'")
-    rules = {each.rule for each in verify_books(database).discrepancies}
-    assert "a payment whose reference was used again must have been reversed" in rules

@@ -153,3 +153,20 @@ def test_where_keys_are_required_a_call_needs_a_key_or_a_reference(database: Dat
     with database.transaction() as connection:
         set_requires_keys(connection, payer.business.id, required=False)
     assert allocate(database, allocation_of(payer, EMAIL, 5)) == [Outcome.ALLOCATED]
+
+
+def test_verification_finds_a_payment_whose_reference_names_another(database: Database, payer: Account) -> None:
+    allocate(database, allocation_of(payer, EMAIL, 5, reference="a"))
+    assert verify_books(database).balanced
+    run_sql(database, "UPDATE payment_references SET reference = 'b'")
+    assert [each.rule for each in verify_books(database).discrepancies] == [
+        "a payment with a reference must be the one that the reference names"
+    ]
+
+
+def test_verification_finds_a_reference_that_was_paid_twice(database: Database, payer: Account) -> None:
+    for name in ("a", "b"):
+        allocate(database, allocation_of(payer, EMAIL, 5, reference=name))
+    run_sql(database, "UPDATE payment_references SET reference = 'a', attempt = 1 WHERE reference = 'b'")
+    rules = {each.rule for each in verify_books(database).discrepancies}
+    assert "a payment whose reference was used again must have been reversed" in rules
