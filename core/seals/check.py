@@ -430,13 +430,19 @@ def _check_user_balances(connection: Connection, found: Alterations) -> None:
         found.add(format_id(IdKind.TRANSACTION, id_), text)
 
 
-_BATCH_DIGESTS = sa.text("""
-    SELECT payout_batches.business_id, payout_batches.id, request_digest, position, email, payout_batch_items.amount,
+# Rows that were paid already are kept apart, by their numbers in the submission; the others follow each other.
+_BATCHES = sa.text("""
+    SELECT payout_batches.business_id, payout_batches.id, request_digest, already_paid, position, email, items.amount,
         reference
     FROM payout_batches
-    JOIN payout_batch_items
-        ON payout_batch_items.business_id = payout_batches.business_id AND batch_id = payout_batches.id
+    LEFT JOIN payout_batch_items AS items
+        ON items.business_id = payout_batches.business_id AND batch_id = payout_batches.id
     ORDER BY payout_batches.business_id, payout_batches.id, position
+""")
+_ALREADY_PAID = sa.text("""
+    SELECT row, email, amount, reference
+    FROM payout_batch_already_paid
+    WHERE business_id = :business_id AND batch_id = :batch_id
 """)
 _PAID_ROWS = sa.text("""
     SELECT items.batch_id, items.id, items.position
@@ -459,13 +465,30 @@ def _check_batches(connection: Connection, found: Alterations, tell: Tell) -> No
         text = f"row {position} is paid, and its e-mail or hash is not that of the user who got it"
         found.add(format_id(IdKind.BATCH, batch_id), text)
     seen = 0
-    rows = _stream(connection, _BATCH_DIGESTS)
-    for (batch_id, request_digest), items in groupby(rows, key=lambda row: (row.id, bytes(row.request_digest))):
-        batch_rows = [BatchRow(item.email, item.amount, item.reference) for item in items]
-        seen += len(batch_rows)
-        if digest_rows(batch_rows) != request_digest:
+    for batch_id, group in groupby(_stream(connection, _BATCHES), key=lambda row: row.id):
+        items = list(group)
+        seen += len(items)
+        if digest_rows(_read_submitted(connection, items)) != bytes(items[0].request_digest):
             found.add(format_id(IdKind.BATCH, batch_id), "its rows are not those that were handed in")
     tell("rows of payout batches", seen)
+
+
+def _read_submitted(connection: Connection, items: list[Any]) -> list[BatchRow]:
+    """Return a batch's rows as they were handed in."""
+    to_pay = iter([BatchRow(item.email, item.amount, item.reference) for item in items if item.position is not None])
+    first = items[0]
+    if not first.already_paid:
+        return list(to_pay)
+    key = {"business_id": first.business_id, "batch_id": first.id}
+    paid = {row.row: BatchRow(*row[1:]) for row in connection.execute(_ALREADY_PAID, key)}
+    submitted: list[BatchRow] = []
+    for row in to_pay:
+        while len(submitted) in paid:
+            submitted.append(paid[len(submitted)])
+        submitted.append(row)
+    while len(submitted) in paid:
+        submitted.append(paid[len(submitted)])
+    return submitted
 
 
 def _read_sealed_until(connection: Connection, kind: str) -> datetime | None:

@@ -97,7 +97,10 @@ KINDS: Mapping[str, Kind] = {
             "batch",
             "payout_batches",
             IdKind.BATCH,
-            _columns("business_id", "id", "total", "amount", "idempotency_key", "request_digest", "created_at"),
+            _columns(
+                *("business_id", "id", "total", "amount", "already_paid", "api_key_id"),
+                *("idempotency_key", "request_digest", "created_at"),
+            ),
             "CASE WHEN finished_at IS NOT NULL THEN "
             f"concat_ws(' ', status, processed, allocated_amount, {_TIME % 'finished_at'}) END",
             _is_new,

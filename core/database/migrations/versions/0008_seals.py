@@ -1,12 +1,12 @@
 """What shows that the history was rewritten: seals, and triggers that refuse to change it.
 
-Revision: 0007
+Revision: 0008
 """
 
 from alembic import op
 
-revision = "0007"
-down_revision = "0006"
+revision = "0008"
+down_revision = "0007"
 branch_labels = None
 depends_on = None
 
