@@ -10,9 +10,10 @@ import rich_click as click
 
 from api.cli.options import (
     find_hash_secret,
+    find_runtime_url,
+    migrating_admin_options,
     patient_admin_options,
     print_document,
-    waiting_admin_options,
 )
 from core.database.connection import Database
 from core.database.schema import migrate as run_migrations
@@ -39,10 +40,13 @@ class HeadFileError(UserError):
 
 
 @click.command()
-@waiting_admin_options
+@migrating_admin_options
 def migrate(*, database: Database, as_json: bool) -> None:
-    """Bring the database to this version's schema."""
-    revision = run_migrations(database)
+    """Bring the database to this version's schema.
+
+    With PAYOUTS_MIGRATION_DATABASE_URL, make the two roles of production too, and give them what they need.
+    """
+    revision = run_migrations(database, find_runtime_url())
     print_document({"revision": revision}, [f"The database is at revision {revision}."], as_json=as_json)
 
 

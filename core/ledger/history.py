@@ -2,14 +2,14 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
 from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from core.database.tables import history_seals, payment_references, payout_transactions, payout_users
+from core.database.tables import payment_references, payout_transactions, payout_users
 
 
 class TransactionType(StrEnum):
@@ -99,12 +99,13 @@ def list_transactions(
         query = query.where(history.type == sa.literal_column(f"'{selection.type}'"))
     if selection.payout_user_id is not None:
         query = query.where(history.payout_user_id == selection.payout_user_id)
+    if selection.since is not None or selection.until is not None:
+        first, last = _read_bounds(connection, business_id, selection.since, selection.until)
+        query = query.where(history.sequence >= first, history.sequence <= last)
     if selection.since is not None:
         query = query.where(history.created_at >= selection.since)
-        query = query.where(history.sequence >= _first_since(business_id, selection.since))
     if selection.until is not None:
         query = query.where(history.created_at < selection.until)
-        query = query.where(history.sequence <= _last_until(business_id, selection.until))
     if selection.reference is not None:
         query = query.where(history.id.in_(_payments_with(business_id, selection.reference)))
     if selection.idempotency_key is not None:
@@ -119,30 +120,42 @@ def list_transactions(
     return list(_transactions(connection, query))
 
 
-def _first_since(business_id: UUID, since: datetime) -> sa.ColumnElement[int]:
-    """Return a number before which no row is as young: each seal has the times of its rows, whatever their order."""
-    seals = history_seals.c
-    young = sa.select(sa.func.min(seals.first_sequence)).where(seals.business_id == business_id, seals.latest >= since)
-    return sa.func.coalesce(young.scalar_subquery(), _sealed_end(business_id) + 1)
+# Each seal has the times of its rows, which may be in any order. Rows that are not sealed yet come last.
+_BOUNDS = sa.text("""
+    SELECT
+        COALESCE((
+            SELECT min(first_sequence) FROM history_seals WHERE business_id = :business_id AND latest >= :since
+        ), sealed + 1),
+        COALESCE((
+            SELECT sequence
+            FROM payout_transactions
+            WHERE business_id = :business_id AND amount > 0 AND sequence > sealed AND created_at < :until
+            ORDER BY sequence DESC
+            LIMIT 1
+        ), (
+            SELECT max(last_sequence) FROM history_seals WHERE business_id = :business_id AND earliest < :until
+        ), 0)
+    FROM (
+        SELECT COALESCE((
+            SELECT last_sequence FROM history_seals
+            WHERE business_id = :business_id
+            ORDER BY first_sequence DESC
+            LIMIT 1
+        ), 0) AS sealed
+    ) AS seals
+""")
 
 
-def _last_until(business_id: UUID, until: datetime) -> sa.ColumnElement[int]:
-    """Return a number behind which no row is as old; rows that are not sealed yet may be."""
-    seals = history_seals.c
-    row = payout_transactions.alias()
-    open_rows = (
-        sa.select(sa.func.max(row.c.sequence))
-        .where(row.c.business_id == business_id, row.c.amount > sa.literal_column("0"))
-        .where(row.c.sequence > _sealed_end(business_id), row.c.created_at < until)
-    )
-    old = sa.select(sa.func.max(seals.last_sequence)).where(seals.business_id == business_id, seals.earliest < until)
-    return sa.func.coalesce(open_rows.scalar_subquery(), old.scalar_subquery(), sa.literal(0))
+def _read_bounds(
+    connection: Connection, business_id: UUID, since: datetime | None, until: datetime | None
+) -> tuple[int, int]:
+    """Return two numbers outside of which no row has a time between these.
 
-
-def _sealed_end(business_id: UUID) -> sa.ColumnElement[int]:
-    seals = history_seals.c
-    last = sa.select(seals.last_sequence).where(seals.business_id == business_id)
-    return sa.func.coalesce(last.order_by(seals.first_sequence.desc()).limit(1).scalar_subquery(), 0)
+    As values, they tell the planner how few rows there are; there is no index by time.
+    """
+    span = {"since": since or datetime.min.replace(tzinfo=UTC), "until": until or datetime.max.replace(tzinfo=UTC)}
+    first, last = connection.execute(_BOUNDS, span | {"business_id": business_id}).one()
+    return first, last
 
 
 def _payments_with(business_id: UUID, reference: str) -> sa.Select[tuple[UUID]]:

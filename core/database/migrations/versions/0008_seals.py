@@ -84,15 +84,18 @@ def upgrade() -> None:
     """)
     op.execute("""
         CREATE OR REPLACE FUNCTION number_payout_transaction() RETURNS trigger
-        LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET payouts.rewrite_history = 'on' AS $$
+        LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
         DECLARE
             next_sequence bigint;
+            before text := COALESCE(current_setting('payouts.rewrite_history', true), '');
         BEGIN
             UPDATE businesses SET last_sequence = last_sequence + 1, numbered_later = last_sequence + 1
             WHERE id = NEW.business_id
             RETURNING last_sequence INTO next_sequence;
+            PERFORM set_config('payouts.rewrite_history', 'on', true);
             UPDATE payout_transactions SET sequence = next_sequence
             WHERE business_id = NEW.business_id AND id = NEW.id AND sequence IS NULL;
+            PERFORM set_config('payouts.rewrite_history', before, true);
             RETURN NULL;
         END
         $$
