@@ -27,10 +27,9 @@ from core.settings.loader import (
     load_settings,
     read_secret_files,
     setting_variables,
-    variable_name,
     warn_of_doubtful_variables,
 )
-from core.settings.replaced import PREFIX
+from core.settings.variables import PREFIX, variable_name
 from core.startup import WaitingEndedError
 
 PROCFILE = Path(__file__).resolve().parents[2] / "Procfile"
