@@ -91,9 +91,10 @@ def create_app(settings: Settings, recent_requests: RecentRequests, *, with_trac
     celery = create_celery(settings)
     clock = DatabaseClock(database)
     prefix = make_instance_prefix()
+    codec = GroupCodec(settings.hash_secret_bytes)
     publisher = Publisher(
         celery,
-        GroupCodec(settings.hash_secret_bytes),
+        codec,
         prefix,
         threads=settings.in_flight_max * 2,
         expires_after_s=settings.reply_timeout_s,
@@ -101,7 +102,7 @@ def create_app(settings: Settings, recent_requests: RecentRequests, *, with_trac
     if with_traces:
         trace_tasks(celery, sent_names=[ALLOCATE_TASK, PAY_CHUNK_TASK])
         publisher.trace(*make_group_tracing())
-    replies = Replies(redis, prefix)
+    replies = Replies(redis, codec, prefix)
     authenticator = Authenticator(database, timeout_s=settings.resolve_timeout_s)
     limiter = RateLimiter(settings)
     threads = DatabaseThreads(database, timeout_s=settings.resolve_timeout_s)

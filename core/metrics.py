@@ -227,6 +227,11 @@ ROUND_TRIP_AGE_SECONDS = prometheus_client.Gauge(
 )
 PUBLISH_ERRORS = Counter("payouts_publish_errors", "batches that may not have reached the broker", registry=API)
 RESENDS = Counter("payouts_resends", "batches sent again because no reply came", registry=API)
+HELD_UP_RESENDS = Counter(
+    "payouts_held_up_resends",
+    "groups sent again because a worker could do nothing for their businesses: their rows were held, say",
+    registry=API,
+)
 RESOLUTIONS = Counter(
     "payouts_resolutions",
     "allocations resolved from the history for want of a reply: `committed`, `never` (and never will be), or "
@@ -251,6 +256,14 @@ SUBSCRIBED = prometheus_client.Gauge(
     registry=API,
     multiprocess_mode="livemin",
 )
+FORGERIES = Counter(
+    "payouts_forgeries",
+    "records in Redis that this installation did not seal for their place, and that were dropped",
+    ["reason"],
+    registry=API,
+)
+for reason in ("reply", "session", "verdict"):
+    FORGERIES.labels(reason)
 SUBSCRIPTION_LOSSES = Counter("payouts_reply_subscription_losses", "lost subscriptions to replies", registry=API)
 PAYOUT_BATCHES_ACCEPTED = Counter("payouts_payout_batches_accepted", "payout batches accepted", registry=API)
 PAYOUT_BATCH_ROWS_ACCEPTED = Counter("payouts_payout_batch_rows_accepted", "rows of those", registry=API)
@@ -310,6 +323,11 @@ WORKER_ALLOCATIONS = Counter(
 for outcome in Outcome:
     ALLOCATIONS.labels(outcome.value)
     WORKER_ALLOCATIONS.labels(outcome.value)
+HELD_UP = Counter(
+    "payouts_held_up_allocations",
+    "copies of allocations left for later: another transaction held rows of their business",
+    registry=WORKER,
+)
 LOCKED_SECONDS = Histogram(
     "payouts_locked_seconds",
     "from asking for the Redis locks of businesses to going on",

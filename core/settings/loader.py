@@ -97,13 +97,22 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Meta(
             ge=0.1,
             le=_TIME_LIMIT_MAX_S,
-            description="longest wait for a business's row; the other businesses of its batch then go on without it",
+            description="longest wait for a row that another transaction holds, in all that is no call",
         ),
     ] = 1.0
+    held_row_wait_s: Annotated[
+        float,
+        Meta(
+            ge=0.01,
+            le=_TIME_LIMIT_MAX_S,
+            description="a worker waits this long for a business's row that another transaction holds; then calls of "
+            "other businesses go on, and it does not wait for that business again for 2 s",
+        ),
+    ] = 0.25
     lock_wait_s: Annotated[
         float,
         _seconds("a worker waits this long for another's Redis locks, then goes on without"),
-    ] = 1.0
+    ] = 0.5
     lock_ttl_s: Annotated[float, _seconds("a Redis lock whose worker died ends after this")] = 2.5
     redis_timeout_s: Annotated[
         float, _seconds("longest wait on one Redis operation; RabbitMQ has `PAYOUTS_RESEND_AFTER_S`")
@@ -429,6 +438,7 @@ def _broken_relations(settings: Settings) -> list[str]:
     nesting = [
         ("lock_wait_s", "lock_ttl_s"),
         ("row_lock_timeout_s", "transaction_timeout_s"),
+        ("held_row_wait_s", "transaction_timeout_s"),
         ("transaction_timeout_s", "lock_ttl_s"),
         ("redis_timeout_s", "lock_ttl_s"),
         ("resend_after_s", "reply_timeout_s"),

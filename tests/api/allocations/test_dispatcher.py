@@ -4,10 +4,10 @@ import asyncio
 import base64
 import json
 import socket
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from celery import Celery
@@ -23,12 +23,13 @@ from api.local.servers import EmbeddedValkey, find_free_port
 from api.web.errors import TooManyWaitingError
 from core.database.connection import Database
 from core.ids import new_id
-from core.messages import Allocation, GroupCodec, Outcome
+from core.messages import Allocation, GroupCodec, Outcome, Reply
 from core.parties import businesses
 from core.settings.loader import Settings
 from tests.servers import HASH_SECRET, Account, open_account, run_valkey, verify_books
 from workers.app import QUEUE, create_celery
 from workers.locks import BusinessLocks
+from workers.patience import Patience
 from workers.tasks.allocations import GroupProcessor
 
 # Celery calls what redis-py would rather have it call otherwise.
@@ -53,7 +54,7 @@ class Worker:
         self._redis = Redis.from_url(settings.redis_url, socket_timeout=2 * WAIT_S)
         self._celery: Celery = create_celery(settings)
         locks = BusinessLocks(self._redis, ttl_s=settings.lock_ttl_s, wait_s=settings.lock_wait_s)
-        self._processor = GroupProcessor(database, locks, HASH_SECRET.encode())
+        self._processor = GroupProcessor(database, locks, HASH_SECRET.encode(), Patience(settings.held_row_wait_s))
 
     async def take(self) -> Task:
         """Wait for a group."""
@@ -72,21 +73,31 @@ class Worker:
         return [self._open(message) for message in messages]
 
     async def process(self, task: Task) -> list[Outcome]:
+        return (await self.carry_out(task)).outcomes
+
+    async def carry_out(self, task: Task) -> Reply:
         return await asyncio.to_thread(self._processor.process, task.allocations)
 
-    async def reply(self, task: Task, outcomes: list[Outcome], state: str = "SUCCESS") -> None:
-        await asyncio.to_thread(self._celery.backend.store_result, task.id, outcomes, state)
+    async def reply(self, task: Task, outcomes: list[Outcome], *, untouched: Sequence[int] = ()) -> None:
+        sealed = CODEC.seal_reply(Reply(outcomes, list(untouched)), task.id)
+        await self.store_result(task, sealed)
+
+    async def store_result(self, task: Task, result: object) -> None:
+        """Answer as anybody may who can write to Redis."""
+        await asyncio.to_thread(self._celery.backend.store_result, task.id, result, "SUCCESS")
 
     async def serve(self) -> None:
         """Be a good worker for ever."""
         while True:
             task = await self.take()
-            await self.reply(task, await self.process(task))
+            reply = await self.carry_out(task)
+            await self.reply(task, reply.outcomes, untouched=reply.untouched)
 
     def _open(self, message: bytes | str) -> Task:
         envelope = json.loads(message)
         args, _, _ = json.loads(base64.b64decode(envelope["body"]))
-        return Task(envelope["headers"]["id"], CODEC.open(args[0]))
+        task_id = envelope["headers"]["id"]
+        return Task(task_id, CODEC.open(args[0], task_id).allocations)
 
     def close(self) -> None:
         self._redis.close()
@@ -126,7 +137,7 @@ async def dispatching(settings: Settings, database: Database) -> AsyncIterator[D
     prefix = make_instance_prefix()
     publisher = Publisher(create_celery(settings), CODEC, prefix, threads=4)
     async with AsyncRedis.from_url(settings.redis_url) as client:
-        replies = Replies(client, prefix)
+        replies = Replies(client, CODEC, prefix)
         resolver = Resolver(database, timeout_s=settings.resolve_timeout_s)
         dispatcher = Dispatcher(settings, clock, publisher, replies, resolver)
         await asyncio.to_thread(clock.measure)
@@ -526,7 +537,7 @@ def test_message_that_the_worker_dropped_is_no_proof_of_a_worker(
         async with dispatching(settings, database) as dispatcher:
             before_s = dispatcher.round_trip_age_s
             probe = asyncio.create_task(dispatcher.probe(WAIT_S))
-            await worker.reply(await worker.take(), cast("list[Outcome]", None))
+            await worker.store_result(await worker.take(), None)
             assert not await probe
             assert dispatcher.round_trip_age_s >= before_s
 

@@ -22,6 +22,7 @@ from core.settings.loader import load_settings
 from tests.servers import HASH_SECRET, Account, Servers, System, open_account, run_system, verify_books
 from workers.app import ALLOCATE_TASK, QUEUE, create_celery
 from workers.locks import BusinessLocks, lock_key
+from workers.patience import Patience
 from workers.tasks.allocations import GroupProcessor
 
 SECRET = HASH_SECRET.encode()
@@ -36,7 +37,14 @@ def client() -> Iterator[redis.Redis]:
 
 @pytest.fixture
 def processor(database: Database, client: redis.Redis) -> GroupProcessor:
-    return GroupProcessor(database, BusinessLocks(client, ttl_s=60, wait_s=60), SECRET)
+    return make_processor(database, client)
+
+
+def make_processor(
+    database: Database, client: redis.Redis, *, lock_wait_s: float = 60, held_row_wait_s: float = 10
+) -> GroupProcessor:
+    locks = BusinessLocks(client, ttl_s=60, wait_s=lock_wait_s)
+    return GroupProcessor(database, locks, SECRET, Patience(held_row_wait_s))
 
 
 def ask(
@@ -89,7 +97,7 @@ def test_outcomes_are_in_the_group_s_order(database: Database, processor: GroupP
         ask(poor, 2),
         ask(rich, deadline_in_us=-1),
     ]
-    assert processor.process(group) == [
+    assert processor.process(group).outcomes == [
         Outcome.ALLOCATED,
         Outcome.ALLOCATED,
         Outcome.PAYOUTS_DISABLED,
@@ -106,14 +114,14 @@ def test_outcomes_are_in_the_group_s_order(database: Database, processor: GroupP
 
 
 def test_empty_group_has_no_outcomes(processor: GroupProcessor) -> None:
-    assert processor.process([]) == []
+    assert processor.process([]).outcomes == []
 
 
 def test_same_message_delivered_twice_pays_once(database: Database, processor: GroupProcessor) -> None:
     account = open_account(database)
     group = [ask(account, 7), ask(account, 8, email="other@example.com")]
     for _ in range(3):
-        assert processor.process(group) == [Outcome.ALLOCATED] * 2
+        assert processor.process(group).outcomes == [Outcome.ALLOCATED] * 2
     assert balance_of(database, account.business.id) == 1_000_000 - 15
     assert count_allocations(database) == 2
     assert verify_books(database).balanced
@@ -124,9 +132,9 @@ def test_same_message_delivered_to_many_workers_at_once_pays_once(database: Data
     group = [ask(account, 1, email=f"u{number}@example.com") for number in range(10) for account in accounts]
     # Not one lock works, so that the transaction alone decides.
     with redis.Redis(port=find_free_port(), retry=Retry(NoBackoff(), 0)) as closed:
-        processor = GroupProcessor(database, BusinessLocks(closed, ttl_s=1, wait_s=1), SECRET)
+        processor = make_processor(database, closed, lock_wait_s=1)
         with ThreadPoolExecutor(4) as threads:
-            outcomes = list(threads.map(processor.process, [group] * 12))
+            outcomes = [reply.outcomes for reply in threads.map(processor.process, [group] * 12)]
     assert outcomes == [[Outcome.ALLOCATED] * 30] * 12
     assert count_allocations(database) == 30
     assert verify_books(database).balanced
@@ -134,14 +142,14 @@ def test_same_message_delivered_to_many_workers_at_once_pays_once(database: Data
 
 def test_same_allocation_twice_in_one_group_pays_once(database: Database, processor: GroupProcessor) -> None:
     allocation = ask(open_account(database), 7)
-    assert processor.process([allocation, allocation]) == [Outcome.ALLOCATED] * 2
+    assert processor.process([allocation, allocation]).outcomes == [Outcome.ALLOCATED] * 2
     assert balance_of(database, allocation.business_id) == 1_000_000 - 7
     assert verify_books(database).balanced
 
 
 def test_message_that_is_an_hour_late_pays_nothing(database: Database, processor: GroupProcessor) -> None:
     account = open_account(database)
-    assert processor.process([ask(account, deadline_in_us=-HOUR_US)] * 2) == [Outcome.EXPIRED] * 2
+    assert processor.process([ask(account, deadline_in_us=-HOUR_US)] * 2).outcomes == [Outcome.EXPIRED] * 2
     assert balance_of(database, account.business.id) == 1_000_000
     assert verify_books(database).payout_users == 0
 
@@ -149,23 +157,23 @@ def test_message_that_is_an_hour_late_pays_nothing(database: Database, processor
 def test_late_copy_of_a_paid_message_is_still_allocated(database: Database, processor: GroupProcessor) -> None:
     account = open_account(database)
     allocation = ask(account, 7, deadline_in_us=400_000)
-    assert processor.process([allocation]) == [Outcome.ALLOCATED]
+    assert processor.process([allocation]).outcomes == [Outcome.ALLOCATED]
     time.sleep(0.5)
-    assert processor.process([allocation]) == [Outcome.ALLOCATED]
+    assert processor.process([allocation]).outcomes == [Outcome.ALLOCATED]
     assert balance_of(database, account.business.id) == 1_000_000 - 7
 
 
 def test_business_that_does_not_exist_is_unauthorized(database: Database, processor: GroupProcessor) -> None:
     account = open_account(database)
     nobody = Allocation(new_id(), uuid4(), account.api_key_id, "user@example.com", 1, time.time_ns())
-    assert processor.process([nobody, ask(account)]) == [Outcome.UNAUTHORIZED, Outcome.ALLOCATED]
+    assert processor.process([nobody, ask(account)]).outcomes == [Outcome.UNAUTHORIZED, Outcome.ALLOCATED]
     assert verify_books(database).balanced
 
 
 def test_key_of_another_business_is_unauthorized(database: Database, processor: GroupProcessor) -> None:
     victim, thief = open_account(database), open_account(database)
     stolen = Allocation(new_id(), victim.business.id, thief.api_key_id, "user@example.com", 1, time.time_ns())
-    assert processor.process([stolen, ask(thief)]) == [Outcome.UNAUTHORIZED, Outcome.ALLOCATED]
+    assert processor.process([stolen, ask(thief)]).outcomes == [Outcome.UNAUTHORIZED, Outcome.ALLOCATED]
     assert balance_of(database, victim.business.id) == 1_000_000
 
 
@@ -173,10 +181,10 @@ def test_business_whose_transaction_fails_does_not_fail_the_others(
     database: Database, processor: GroupProcessor, client: redis.Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
     good, bad, other = (open_account(database) for _ in range(3))
-    assert processor.process([ask(bad)]) == [Outcome.ALLOCATED]
+    assert processor.process([ask(bad)]).outcomes == [Outcome.ALLOCATED]
     set_user_balance(database, bad, 2**63 - 1)
     group = [ask(good, 2), ask(bad, 3), ask(other, 4), ask(bad, 5, email="new@example.com"), ask(good, 6)]
-    assert processor.process(group) == [
+    assert processor.process(group).outcomes == [
         Outcome.ALLOCATED,
         Outcome.FAILED,
         Outcome.ALLOCATED,
@@ -190,7 +198,7 @@ def test_business_whose_transaction_fails_does_not_fail_the_others(
     assert client.keys() == []
 
     set_user_balance(database, bad, 1)
-    assert processor.process(group) == [Outcome.ALLOCATED] * 5
+    assert processor.process(group).outcomes == [Outcome.ALLOCATED] * 5
     assert count_allocations(database) == 6
     assert verify_books(database).balanced
 
@@ -208,16 +216,16 @@ def test_connections_that_were_cut_are_replaced(
     )
     with Database(database_url, transaction_timeout_s=5) as other, other.transaction() as connection:
         assert connection.execute(cut).scalar_one() == 2
-    assert processor.process([ask(account), ask(account)]) == [Outcome.ALLOCATED] * 2
+    assert processor.process([ask(account), ask(account)]).outcomes == [Outcome.ALLOCATED] * 2
     assert verify_books(database).balanced
 
 
 def test_database_out_of_reach_fails_the_group(client: redis.Redis, caplog: pytest.LogCaptureFixture) -> None:
     url = f"postgresql://nobody:password@127.0.0.1:{find_free_port()}/none"
     with Database(url, transaction_timeout_s=1) as nowhere:
-        processor = GroupProcessor(nowhere, BusinessLocks(client, ttl_s=60, wait_s=60), SECRET)
+        processor = make_processor(nowhere, client)
         allocation = Allocation(uuid4(), uuid4(), uuid4(), "user@example.com", 1, time.time_ns())
-        assert processor.process([allocation] * 2) == [Outcome.FAILED] * 2
+        assert processor.process([allocation] * 2).outcomes == [Outcome.FAILED] * 2
     assert client.keys() == []
     assert "password" not in caplog.text
 
@@ -228,7 +236,7 @@ def test_business_locked_by_another_worker_comes_later(
     free, held = open_account(database), open_account(database)
     client.set(lock_key(held.business.id), "another's", px=300)
     group = [ask(held), ask(free), ask(held)]
-    assert processor.process(group) == [Outcome.ALLOCATED] * 3
+    assert processor.process(group).outcomes == [Outcome.ALLOCATED] * 3
     with database.transaction() as connection:
         order = sa.text("SELECT business_id FROM payout_transactions WHERE type = 'allocation' ORDER BY created_at")
         assert connection.execute(order).scalars().first() == free.business.id
@@ -237,10 +245,10 @@ def test_business_locked_by_another_worker_comes_later(
 
 def test_concurrent_groups_over_the_same_businesses_never_overdraw(database: Database, client: redis.Redis) -> None:
     accounts = [open_account(database, funds_cents=10) for _ in range(4)]
-    processor = GroupProcessor(database, BusinessLocks(client, ttl_s=60, wait_s=0.01), SECRET)
+    processor = make_processor(database, client, lock_wait_s=0.01)
     groups = [[ask(account, 1, email=f"u{number}@example.com") for account in accounts] for number in range(20)]
     with ThreadPoolExecutor(4) as threads:
-        outcomes = [outcome for group in threads.map(processor.process, groups) for outcome in group]
+        outcomes = [outcome for reply in threads.map(processor.process, groups) for outcome in reply.outcomes]
     assert outcomes.count(Outcome.ALLOCATED) == 40
     assert outcomes.count(Outcome.INSUFFICIENT_BALANCE) == 40
     assert verify_books(database).balanced
@@ -260,7 +268,8 @@ def test_concurrent_groups_over_the_same_businesses_never_overdraw(database: Dat
         [],
         ["one", "too many"],
         ["ünïcode\u0000"],
-        [GroupCodec(b"another secret, which is long enough").seal([])],
+        [GroupCodec(b"another secret, which is long enough").seal([], "not this task")],
+        [GroupCodec(SECRET).seal([], "not this task")],
     ],
 )
 def test_foreign_message_is_dropped_and_the_worker_goes_on(
@@ -297,7 +306,8 @@ def test_stale_group_on_the_real_queue_pays_nothing(
 ) -> None:
     celery = create_celery(load_settings(system.environment))
     stale = ask(account, 5, deadline_in_us=-HOUR_US)
-    celery.send_task(ALLOCATE_TASK, args=[GroupCodec(SECRET).seal([stale])], ignore_result=True)
+    sealed = GroupCodec(SECRET).seal([stale], "stale")
+    celery.send_task(ALLOCATE_TASK, args=[sealed], task_id="stale", ignore_result=True)
     celery.close()
     assert system.pay(client_of_system, account, "user@example.com", 1).status_code == 201
     assert balance_of(system.database, account.business.id) == 1_000_000 - 1
@@ -316,14 +326,11 @@ def test_a_row_that_somebody_holds_fails_its_own_business_alone(
     database: Database, database_url: str, client: redis.Redis
 ) -> None:
     held, free = open_account(database), open_account(database)
-    with Database(database_url, transaction_timeout_s=2, row_lock_timeout_s=0.2) as impatient:
-        processor = GroupProcessor(impatient, BusinessLocks(client, ttl_s=60, wait_s=60), SECRET)
-        with database.transaction() as connection:
-            businesses.lock_business(connection, held.business.id)
-            assert processor.process([ask(held), ask(free), ask(held)]) == [
-                Outcome.FAILED,
-                Outcome.ALLOCATED,
-                Outcome.FAILED,
-            ]
-        assert processor.process([ask(held)]) == [Outcome.ALLOCATED]
+    processor = make_processor(database, client, held_row_wait_s=0.2)
+    with database.transaction() as connection:
+        businesses.lock_business(connection, held.business.id)
+        reply = processor.process([ask(held), ask(free), ask(held)])
+        assert reply.outcomes == [Outcome.FAILED, Outcome.ALLOCATED, Outcome.FAILED]
+        assert reply.untouched == [0, 2]
+    assert processor.process([ask(held)]).outcomes == [Outcome.ALLOCATED]
     assert verify_books(database).balanced
