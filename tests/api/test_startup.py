@@ -47,7 +47,7 @@ def test_each_mistake_is_a_line_before_anything_starts(name: str, tmp_path: Path
         database_url=NOWHERE,
         redis_url="http://:redis-password@127.0.0.1:1",
         group_max="many",
-        batchmax="1",
+        groupmax="1",
         lock_ttl_s="-1",
     )
     assert (ended.returncode, ended.stdout) == (2, "")
