@@ -262,7 +262,7 @@ FORGERIES = Counter(
     ["reason"],
     registry=API,
 )
-for reason in ("reply", "session", "verdict"):
+for reason in ("reply", "session", "verdict", "request"):
     FORGERIES.labels(reason)
 SUBSCRIPTION_LOSSES = Counter("payouts_reply_subscription_losses", "lost subscriptions to replies", registry=API)
 PAYOUT_BATCHES_ACCEPTED = Counter("payouts_payout_batches_accepted", "payout batches accepted", registry=API)

@@ -1,4 +1,4 @@
-"""Sealing: what lies outside the database (broker, Redis) can be neither read, forged nor moved without the hash secret."""
+"""Sealing: without the hash secret nobody can read, forge or move what lies outside the database (broker, Redis)."""
 
 import hmac
 import os

@@ -3,24 +3,20 @@
 A person has one at a time; another takes its place.
 """
 
-import hmac
-import os
 import zlib
 from collections.abc import Sequence
 from typing import cast
 from uuid import UUID
 
 import msgspec
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from redis.asyncio import Redis
 
 from core.batches.payout_batch import BatchRow
+from core.sealing import ForgeryError, Seal
 
 WAITS_FOR_S = 15 * 60
 SAMPLE_ROWS = 10
 
-_NONCE_BYTES = 12
 _QUICKLY = 1
 
 
@@ -70,12 +66,11 @@ class Uploads:
 
     def __init__(self, redis: "Redis", hash_secret: bytes) -> None:
         self._redis = redis
-        self._cipher = AESGCM(hmac.digest(hash_secret, b"payouts uploads\0", "sha256"))
+        self._seal = Seal(hash_secret, "uploads")
 
     def seal(self, account_id: UUID, upload: Upload) -> bytes:
         """Encrypt an upload for its owner."""
-        nonce = os.urandom(_NONCE_BYTES)
-        return nonce + self._cipher.encrypt(nonce, msgspec.msgpack.encode(upload), account_id.bytes)
+        return self._seal.seal(msgspec.msgpack.encode(upload), account_id.bytes)
 
     async def keep(self, account_id: UUID, sealed: bytes) -> None:
         """Keep a sealed upload, in place of an earlier one."""
@@ -88,8 +83,8 @@ class Uploads:
     def unseal(self, account_id: UUID, sealed: bytes) -> Upload | None:
         """Decrypt an upload; None where it was sealed by a version or with a secret of before."""
         try:
-            return _uploads.decode(self._cipher.decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], account_id.bytes))
-        except (InvalidTag, msgspec.DecodeError):
+            return _uploads.decode(self._seal.open(sealed, account_id.bytes))
+        except (ForgeryError, msgspec.DecodeError):
             return None
 
 

@@ -33,7 +33,7 @@ async def keep_calling(
     cluster: Cluster, account: Account, email: str, until: float, *, web: str = "web-1", pause_s: float = 0.02
 ) -> list[Answer]:
     client = Client()
-    answers = []
+    answers: list[Answer] = []
     while time.monotonic() < until:
         amount = len(answers) + 1
         answers.append(await call(client, account, web, cluster.ports[web], email, amount))

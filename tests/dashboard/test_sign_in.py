@@ -96,7 +96,7 @@ def test_redis_holds_neither_ids_of_sessions_nor_emails(system: System, account:
     with redis.Redis.from_url(system.environment["PAYOUTS_REDIS_URL"]) as client:
         keys = [key for key in client.scan_iter("payouts:*", count=1000) if client.type(key) == b"string"]
         held = b" ".join(keys) + b" ".join(value for key in keys if (value := client.get(key)))
-    assert any(key.startswith(b"payouts:session:") for key in keys)
+    assert any(key.startswith(b"payouts:sealed-session:") for key in keys)
     assert session_of(visitor).encode() not in held
     assert visitor.email.encode() not in held
 
@@ -186,7 +186,7 @@ def test_forms_of_other_sites_are_refused(system: System, account: Account, head
 def end_sessions(system: System) -> None:
     """Do what time does."""
     with redis.Redis.from_url(system.environment["PAYOUTS_REDIS_URL"]) as client:
-        for key in client.scan_iter("payouts:session:*"):
+        for key in client.scan_iter("payouts:sealed-session:*"):
             client.delete(key)
 
 
