@@ -1,12 +1,12 @@
 """The messages between API and workers: a group of allocations there, a reply with an outcome for each back.
 
-A message is a MessagePack array, sealed (AES-256-GCM) with a key derived from the hash secret, for its task id: no e-mail
-can be read in the broker, and without the key nobody who reaches the broker or Redis can move money, nor make a caller
-be told what is not so. A reply is sealed likewise, with a key of its own. New fields go to the end and have a default,
-so that old and new processes can run side by side.
+A message is a MessagePack array, sealed (AES-256-GCM) for its task id with a key derived from the hash secret. No
+e-mail can be read in the broker, and nobody who reaches broker or Redis without the key can move money, or make a
+caller be told what is not so. Replies are sealed likewise, with a key of their own. New fields go to the end and have
+a default, so that old and new processes can run side by side.
 
-Version 2 is the version of groups that are sealed for their task id and answered by a sealed reply. Version 1 is that of
-the release before: a worker carries it out, and answers without a seal.
+Groups of version 2 are sealed for their task id, and get a sealed reply. Version 1 is that of the release before: a
+worker carries it out, and answers without a seal.
 """
 
 import base64

@@ -42,26 +42,41 @@ async def keep_calling(
     return answers
 
 
+async def call_once(cluster: Cluster, account: Account, email: str) -> Answer:
+    client = Client()
+    try:
+        return await call(client, account, "web-1", cluster.ports["web-1"], email, 1)
+    finally:
+        client.close()
+
+
 async def call_at_all(
     cluster: Cluster, held: Account, others: list[Account], *, held_callers: int, seconds: float
 ) -> tuple[list[Answer], list[Answer]]:
     """Return the answers of the business whose rows are held, and those of the others."""
     until = time.monotonic() + seconds
-    of_held = [keep_calling(cluster, held, f"held.{n}@example.com", until, pause_s=0.5) for n in range(held_callers)]
+    of_held = [
+        keep_calling(cluster, held, f"held.{n}@example.com", until, web=web, pause_s=0.5)
+        for web in cluster.ports
+        for n in range(held_callers)
+    ]
     of_others = [
-        keep_calling(cluster, account, f"free.{n}@example.com", until)
+        keep_calling(cluster, account, f"free.{web}.{n}@example.com", until, web=web)
         for account in others
+        for web in cluster.ports
         for n in range(CALLERS_OF_EACH)
     ]
     found = await asyncio.gather(*of_held, *of_others)
-    flat = [[answer for answers in part for answer in answers] for part in (found[:held_callers], found[held_callers:])]
+    flat = [
+        [answer for answers in part for answer in answers] for part in (found[: len(of_held)], found[len(of_held) :])
+    ]
     return flat[0], flat[1]
 
 
-def assert_others_went_on(answers: list[Answer], count_min: int) -> None:
+def assert_others_went_on(answers: list[Answer]) -> None:
     assert {answer.status for answer in answers} == {201}
     assert max(answer.seconds for answer in answers) < OTHERS_WAIT_MAX_S
-    assert len(answers) >= count_min
+    assert len(answers) > 100
 
 
 @pytest.mark.overlap(seconds=30)
@@ -73,14 +88,14 @@ def test_business_whose_row_somebody_holds_keeps_no_other_waiting(workers: int, 
         with somebody_holding(cluster, BUSINESS_ROW, held):
             of_held, of_others = asyncio.run(call_once_at_held(cluster, held, others))
         assert [answer.status for answer in of_held] == [500]
-        assert_others_went_on(of_others, 200)
+        assert_others_went_on(of_others)
         assert_history_is_what_clients_were_told(cluster, [*of_held, *of_others])
 
 
 async def call_once_at_held(
     cluster: Cluster, held: Account, others: list[Account]
 ) -> tuple[list[Answer], list[Answer]]:
-    once = asyncio.create_task(call(Client(), held, "web-1", cluster.ports["web-1"], "held@example.com", 1))
+    once = asyncio.create_task(call_once(cluster, held, "held@example.com"))
     _, of_others = await call_at_all(cluster, held, others, held_callers=0, seconds=8)
     return [await once], of_others
 
@@ -94,7 +109,7 @@ def test_callers_at_a_held_business_keep_no_other_waiting(workers: int, webs: in
         with somebody_holding(cluster, BUSINESS_ROW, held):
             of_held, of_others = asyncio.run(call_at_all(cluster, held, others, held_callers=2, seconds=14))
         assert {answer.status for answer in of_held} == {500}
-        assert_others_went_on(of_others, 400)
+        assert_others_went_on(of_others)
         assert_history_is_what_clients_were_told(cluster, [*of_held, *of_others])
 
 
@@ -107,7 +122,7 @@ def test_user_s_row_that_somebody_holds_keeps_no_other_business_waiting() -> Non
         with somebody_holding(cluster, USER_ROW, held):
             of_held, of_others = asyncio.run(call_at_all(cluster, held, others, held_callers=2, seconds=8))
         assert {answer.status for answer in of_held} == {500}
-        assert_others_went_on(of_others, 200)
+        assert_others_went_on(of_others)
 
 
 @pytest.mark.overlap(seconds=15)
@@ -116,10 +131,7 @@ def test_calls_at_a_held_business_are_paid_soon_after_its_row_is_free() -> None:
         account = cluster.open_account()
 
         async def call_and_free(free: Callable[[], None]) -> tuple[list[Answer], float]:
-            calls = [
-                asyncio.create_task(call(Client(), account, "web-1", cluster.ports["web-1"], f"{n}@example.com", 1))
-                for n in range(20)
-            ]
+            calls = [asyncio.create_task(call_once(cluster, account, f"{n}@example.com")) for n in range(20)]
             await asyncio.sleep(3)
             freed_at = time.monotonic()
             free()
