@@ -542,3 +542,177 @@ def test_message_that_the_worker_dropped_is_no_proof_of_a_worker(
             assert dispatcher.round_trip_age_s >= before_s
 
     run(work())
+
+
+# One business keeps no other waiting.
+
+
+def make_patient(settings: Settings, **others: Any) -> Settings:
+    """Return settings with which nothing is sent again for want of a reply."""
+    patience = {"resend_after_s": 30.0, "reply_timeout_s": 60.0} | others
+    return make_settings(settings.redis_url, settings.broker_url, settings.database_url, **patience)
+
+
+async def take_mixed_group(dispatcher: Dispatcher, worker: Worker, accounts: list[Account]) -> tuple[Task, list[Any]]:
+    """Have calls of all businesses in one group under way."""
+    first = ask(dispatcher, accounts[0])
+    task = await worker.take()
+    calls = [ask(dispatcher, account) for _ in range(4) for account in accounts]
+    await asyncio.sleep(0)
+    await worker.reply(task, await worker.process(task))
+    assert await first is Outcome.ALLOCATED
+    group = await worker.take()
+    while len({each.business_id for each in group.allocations}) < len(accounts):
+        await worker.reply(group, await worker.process(group))
+        group = await worker.take()
+    return group, calls
+
+
+def test_business_whose_calls_are_answered_goes_on_while_others_of_its_group_are_held_up(
+    settings: Settings, database: Database, worker: Worker
+) -> None:
+    """What is held up is tried again by itself, and takes no place of the tasks under way."""
+
+    async def work() -> None:
+        async with dispatching(make_patient(settings, in_flight_max=1), database) as dispatcher:
+            stuck = ask(dispatcher, held)
+            task = await worker.take()
+            others = [ask(dispatcher, free) for _ in range(5)]
+            await worker.reply(task, [Outcome.FAILED], untouched=[0])
+            paid = 0
+            while paid < 5:
+                task = await worker.take()
+                is_held = [each.business_id == held.business.id for each in task.allocations]
+                outcomes = [Outcome.FAILED if each else Outcome.ALLOCATED for each in is_held]
+                await worker.reply(task, outcomes, untouched=[n for n, each in enumerate(is_held) if each])
+                paid += outcomes.count(Outcome.ALLOCATED)
+            assert await asyncio.gather(*others) == [Outcome.ALLOCATED] * 5
+            assert not stuck.done()
+            while not stuck.done():
+                task = await worker.take()
+                await worker.reply(task, await worker.process(task))
+                await asyncio.sleep(0.1)
+            assert stuck.result() is Outcome.ALLOCATED
+
+    held, free = open_account(database), open_account(database)
+    run(work())
+
+
+def test_business_is_released_as_soon_as_its_own_calls_are_answered(
+    settings: Settings, database: Database, worker: Worker
+) -> None:
+    async def work() -> None:
+        async with dispatching(make_patient(settings), database) as dispatcher:
+            group, calls = await take_mixed_group(dispatcher, worker, [held, free])
+            # Nobody knows what became of the one, and all calls of the other are answered.
+            outcomes = [
+                Outcome.FAILED if each.business_id == held.business.id else Outcome.ALLOCATED
+                for each in group.allocations
+            ]
+            await worker.reply(group, outcomes)
+            later = ask(dispatcher, free)
+            while not later.done():
+                task = await worker.take()
+                assert {each.business_id for each in task.allocations} == {free.business.id}
+                await worker.reply(task, await worker.process(task))
+                await asyncio.sleep(0.05)
+            assert later.result() is Outcome.ALLOCATED
+            for call in calls:
+                call.cancel()
+
+    held, free = open_account(database), open_account(database)
+    run(work())
+
+
+def test_refusal_is_certain_where_every_earlier_copy_did_nothing(
+    settings: Settings, database: Database, worker: Worker
+) -> None:
+    async def work() -> None:
+        async with dispatching(make_patient(settings), database) as dispatcher:
+            call = ask(dispatcher, account)
+            for _ in range(3):
+                await worker.reply(await worker.take(), [Outcome.FAILED], untouched=[0])
+            await worker.reply(await worker.take(), [Outcome.INSUFFICIENT_BALANCE])
+            assert await asyncio.wait_for(call, WAIT_S) is Outcome.INSUFFICIENT_BALANCE
+
+    account = open_account(database)
+    run(work())
+
+
+def test_refusal_is_not_certain_where_an_earlier_copy_may_have_done_something(
+    settings: Settings, database: Database, worker: Worker
+) -> None:
+    async def work() -> None:
+        async with dispatching(patient, database) as dispatcher:
+            call = ask(dispatcher, account)
+            late = await worker.take()  # sent again, for want of a reply
+            await worker.reply(await worker.take(), [Outcome.FAILED], untouched=[0])
+            await worker.reply(await worker.take(), [Outcome.INSUFFICIENT_BALANCE])
+            await asyncio.sleep(0.3)
+            assert not call.done()
+            assert await worker.process(late) == [Outcome.ALLOCATED]
+            assert await call is Outcome.ALLOCATED
+
+    account = open_account(database)
+    patient = make_settings(settings.redis_url, settings.broker_url, settings.database_url, reply_timeout_s=3.0)
+    run(work())
+
+
+def test_calls_of_a_business_that_is_held_up_leave_room_for_others(
+    settings: Settings, database: Database, worker: Worker
+) -> None:
+    async def work() -> None:
+        async with dispatching(make_patient(settings, waiting_max=40), database) as dispatcher:
+            calls = [ask(dispatcher, held)]
+            await worker.reply(await worker.take(), [Outcome.FAILED], untouched=[0])
+            await asyncio.sleep(0.02)
+            calls += [ask(dispatcher, held) for _ in range(30)]
+            await asyncio.sleep(0.02)
+            refused = [call for call in calls if call.done()]
+            assert len(refused) == 20
+            assert all(isinstance(call.exception(), TooManyWaitingError) for call in refused)
+            other = ask(dispatcher, free)
+            serving = asyncio.create_task(worker.serve())
+            assert await other is Outcome.ALLOCATED
+            assert set(await asyncio.gather(*(call for call in calls if call not in refused))) == {Outcome.ALLOCATED}
+            assert await ask(dispatcher, held) is Outcome.ALLOCATED
+            serving.cancel()
+
+    held, free = open_account(database), open_account(database)
+    run(work())
+
+
+@pytest.mark.parametrize("forged", [["allocated"], ["expired"], ["insufficient_balance"], "copied"])
+def test_forged_reply_tells_no_caller_what_is_not_so(
+    settings: Settings, database: Database, worker: Worker, forged: object
+) -> None:
+    """It is somebody with access to Redis; what the worker answers is told."""
+
+    async def work() -> None:
+        async with dispatching(make_patient(settings), database) as dispatcher:
+            call = ask(dispatcher, account)
+            task = await worker.take()
+            copied = CODEC.seal_reply(Reply([Outcome.EXPIRED]), task.id[:-1])
+            await worker.store_result(task, copied if forged == "copied" else forged)
+            await asyncio.sleep(0.2)
+            assert not call.done()
+            await worker.reply(task, await worker.process(task))
+            assert await call is Outcome.ALLOCATED
+
+    account = open_account(database)
+    run(work())
+    assert balance_of(database, account) == 1_000_000 - 7
+
+
+def test_worker_of_the_release_before_is_none_for_this_api(
+    settings: Settings, database: Database, worker: Worker
+) -> None:
+    """It does not seal its replies, and workers are replaced first."""
+
+    async def work() -> None:
+        async with dispatching(settings, database) as dispatcher:
+            probe = asyncio.create_task(dispatcher.probe(1.0))
+            await worker.store_result(await worker.take(), [])
+            assert not await probe
+
+    run(work())

@@ -12,10 +12,12 @@ import redis
 import sqlalchemy as sa
 from redis.backoff import NoBackoff
 from redis.retry import Retry
+from sqlalchemy import Connection
 
 from api.local.servers import EmbeddedValkey, find_free_port
 from core.database.connection import Database
 from core.ids import new_id
+from core.ledger import statements
 from core.messages import Allocation, GroupCodec, Outcome
 from core.parties import businesses
 from core.settings.loader import load_settings
@@ -334,3 +336,105 @@ def test_a_row_that_somebody_holds_fails_its_own_business_alone(
         assert reply.untouched == [0, 2]
     assert processor.process([ask(held)]).outcomes == [Outcome.ALLOCATED]
     assert verify_books(database).balanced
+
+
+def hold(connection: Connection, statement: str, account: Account) -> None:
+    connection.execute(sa.text(statement), {"id": account.business.id})
+
+
+BUSINESS_ROW = "SELECT FROM businesses WHERE id = :id FOR UPDATE"
+USER_ROW = "SELECT FROM payout_users WHERE business_id = :id FOR UPDATE"
+
+
+@pytest.mark.parametrize("row", [BUSINESS_ROW, USER_ROW])
+def test_waits_for_rows_that_somebody_holds_are_short_and_few(
+    database: Database, database_url: str, client: redis.Redis, row: str
+) -> None:
+    """However many copies of a message arrive."""
+    held, free = open_account(database), open_account(database)
+    with Database(database_url, transaction_timeout_s=2, row_lock_timeout_s=0.25) as impatient:
+        processor = make_processor(impatient, client, held_row_wait_s=0.25)
+        assert processor.process([ask(held), ask(free)]).outcomes == [Outcome.ALLOCATED] * 2
+        with database.transaction() as connection:
+            hold(connection, row, held)
+            began_at = time.monotonic()
+            for _ in range(10):
+                reply = processor.process([ask(held), ask(free)])
+                assert (reply.outcomes, reply.untouched) == ([Outcome.FAILED, Outcome.ALLOCATED], [0])
+            assert time.monotonic() - began_at < 2.5  # of 10 × 0.25
+            for _ in range(10):
+                reply = processor.process([ask(held)])
+                assert (reply.outcomes, reply.untouched) == ([Outcome.FAILED], [0])
+            assert time.monotonic() - began_at < 3.5
+        assert processor.process([ask(held)]).outcomes == [Outcome.ALLOCATED]
+    assert verify_books(database).balanced
+
+
+def test_second_in_the_queue_for_a_row_waits_no_longer(database: Database, client: redis.Redis) -> None:
+    """PostgreSQL's `lock_timeout` counts each wait by itself."""
+    held = open_account(database)
+    processor = make_processor(database, client, held_row_wait_s=0.4)
+    with database.transaction() as connection:
+        hold(connection, BUSINESS_ROW, held)
+        with ThreadPoolExecutor(1) as threads, database.transaction() as first_in_the_queue:
+            waiting = threads.submit(hold, first_in_the_queue, BUSINESS_ROW, held)
+            time.sleep(0.2)
+            began_at = time.monotonic()
+            assert processor.process([ask(held)]).untouched == [0]
+            assert 0.3 < time.monotonic() - began_at < 0.7
+            connection.rollback()
+            waiting.result()
+    assert processor.process([ask(held)]).outcomes == [Outcome.ALLOCATED]
+
+
+def test_many_businesses_whose_rows_are_held_are_waited_for_together(database: Database, client: redis.Redis) -> None:
+    accounts = [open_account(database) for _ in range(8)]
+    free = open_account(database)
+    processor = make_processor(database, client, held_row_wait_s=0.4)
+    with database.transaction() as connection:
+        for account in accounts:
+            hold(connection, BUSINESS_ROW, account)
+        began_at = time.monotonic()
+        reply = processor.process([ask(account) for account in [*accounts, free]])
+        assert time.monotonic() - began_at < 1.0
+    assert reply.outcomes == [*[Outcome.FAILED] * 8, Outcome.ALLOCATED]
+    assert reply.untouched == list(range(8))
+
+
+def test_row_that_comes_free_in_time_is_waited_for(database: Database, client: redis.Redis) -> None:
+    account = open_account(database)
+    processor = make_processor(database, client, held_row_wait_s=5)
+    with ThreadPoolExecutor(1) as threads:
+        with database.transaction() as connection:
+            hold(connection, BUSINESS_ROW, account)
+            processing = threads.submit(processor.process, [ask(account)])
+            time.sleep(0.3)
+        assert processing.result().outcomes == [Outcome.ALLOCATED]
+
+
+def test_time_limits_of_a_wait_end_with_the_wait(database: Database, client: redis.Redis) -> None:
+    """The statement that writes may take longer than the row was waited for."""
+    account = open_account(database)
+    with database.transaction() as connection:
+        connection.execute(sa.text("SET LOCAL statement_timeout = '7s'"))
+        allocation = ask(account)
+        assert statements.allocate(connection, SECRET, [allocation], wait_s=0.2) == [Outcome.ALLOCATED]
+        assert connection.execute(sa.text("SHOW statement_timeout")).scalar_one() == "7s"
+
+
+def test_business_whose_transaction_is_refused_is_known_to_be_untouched(
+    database: Database, processor: GroupProcessor
+) -> None:
+    good, bad = open_account(database), open_account(database)
+    assert processor.process([ask(bad)]).outcomes == [Outcome.ALLOCATED]
+    set_user_balance(database, bad, 2**63 - 1)
+    for group in ([ask(bad), ask(good)], [ask(bad)]):
+        assert processor.process(group).untouched == [0]
+
+
+def test_broken_connection_leaves_nobody_untouched(client: redis.Redis) -> None:
+    """The commit may have gone through."""
+    url = f"postgresql://nobody:password@127.0.0.1:{find_free_port()}/none"
+    with Database(url, transaction_timeout_s=1) as nowhere:
+        allocation = Allocation(uuid4(), uuid4(), uuid4(), "user@example.com", 1, time.time_ns())
+        assert make_processor(nowhere, client).process([allocation]).untouched == []
