@@ -9,7 +9,7 @@ import msgspec
 from redis.asyncio import Redis
 
 from core import metrics
-from core.logging.setup import about
+from core.logging.fields import about
 from core.messages import GroupCodec, Reply
 from core.sealing import ForgeryError
 from workers.app import RESULT_KEY_PREFIX

@@ -12,7 +12,7 @@ from core import metrics
 from core.database.connection import DATABASE_ERRORS, Database, describe_error, is_connection_error
 from core.ids import IdKind, format_id
 from core.ledger import resolution
-from core.logging.setup import about
+from core.logging.fields import about
 from core.messages import Allocation, Outcome
 
 logger = logging.getLogger(__name__)

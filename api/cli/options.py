@@ -22,12 +22,8 @@ from core.ids import IdKind, format_id, parse_id
 from core.logging.setup import Logs
 from core.parties import businesses
 from core.parties.businesses import Business, BusinessError
-from core.settings.loader import (
-    load_database_url,
-    load_startup_timeout_s,
-    variable_name,
-    warn_of_doubtful_variables,
-)
+from core.settings.loader import load_database_url, load_startup_timeout_s, warn_of_doubtful_variables
+from core.settings.variables import variable_name
 
 Document = dict[str, Any] | list[dict[str, Any]]
 _DATABASE_URL = variable_name("database_url")

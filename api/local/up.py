@@ -15,9 +15,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from api.local.data_dir import DataDir
-from api.local.servers import EmbeddedPostgres, EmbeddedValkey, find_free_port
+from api.local.ports import find_free_port
+from api.local.postgres import EmbeddedPostgres
 from api.local.stale_processes import StartedProcesses
 from api.local.supervisor import Server, Supervisor, print_line
+from api.local.valkey import EmbeddedValkey
 from core.errors import UserError
 from core.money import format_dollars
 from core.settings.loader import (
@@ -25,10 +27,9 @@ from core.settings.loader import (
     load_settings,
     read_secret_files,
     setting_variables,
-    variable_name,
     warn_of_doubtful_variables,
 )
-from core.settings.replaced import PREFIX
+from core.settings.variables import PREFIX, variable_name
 from core.startup import WaitingEndedError
 
 PROCFILE = Path(__file__).resolve().parents[2] / "Procfile"

@@ -18,7 +18,7 @@ from core.database.connection import (
 )
 from core.ids import IdKind, format_id
 from core.ledger import statements
-from core.logging.setup import about
+from core.logging.fields import about
 from core.messages import Allocation, GroupCodec, MessageError, Outcome, Reply
 from workers.app import ALLOCATE_TASK
 from workers.broker.consumer import names_in

@@ -14,7 +14,7 @@ import pytest
 from redis.asyncio import Redis
 
 from api.allocations.replies import Replies, Told
-from api.local.servers import EmbeddedValkey
+from api.local.valkey import EmbeddedValkey
 from core import metrics
 from core.messages import GroupCodec, Outcome, Reply
 from core.sealing import Seal

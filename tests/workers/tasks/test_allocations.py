@@ -14,7 +14,8 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 from sqlalchemy import Connection
 
-from api.local.servers import EmbeddedValkey, find_free_port
+from api.local.ports import find_free_port
+from api.local.valkey import EmbeddedValkey
 from core.database.connection import Database
 from core.ids import new_id
 from core.ledger import statements
@@ -361,7 +362,7 @@ def test_waits_for_rows_that_somebody_holds_are_short_and_few(
             for _ in range(10):
                 reply = processor.process([ask(held), ask(free)])
                 assert (reply.outcomes, reply.untouched) == ([Outcome.FAILED, Outcome.ALLOCATED], [0])
-            assert time.monotonic() - began_at < 2.5  # of 10 × 0.25
+            assert time.monotonic() - began_at < 2.5  # of 10 times 0.25 s
             for _ in range(10):
                 reply = processor.process([ask(held)])
                 assert (reply.outcomes, reply.untouched) == ([Outcome.FAILED], [0])
