@@ -243,7 +243,7 @@ PUBLISH_ERRORS = Counter("payouts_publish_errors", "groups that may not have rea
 RESENDS = Counter("payouts_resends", "groups that were sent again because no reply came", registry=API)
 HELD_UP_RESENDS = Counter(
     "payouts_held_up_resends",
-    "groups sent again because a worker could do nothing for their businesses: their rows were held, say",
+    "groups that were sent again because a worker wrote nothing: another transaction held rows of the business, say",
     registry=API,
 )
 RESOLUTIONS = Counter(
@@ -272,7 +272,7 @@ SUBSCRIBED = prometheus_client.Gauge(
 )
 FORGERIES = Counter(
     "payouts_forgeries",
-    "records in Redis that this installation did not seal for their place, and that were dropped",
+    "records in Redis that were dropped because this installation did not seal them, by kind of record",
     ["reason"],
     registry=API,
 )
@@ -354,7 +354,7 @@ for outcome in Outcome:
     WORKER_ALLOCATIONS.labels(outcome.value)
 HELD_UP = Counter(
     "payouts_held_up_allocations",
-    "copies of allocations left for later: another transaction held rows of their business",
+    "copies of allocations that workers left for later, because another transaction held rows of the business",
     registry=WORKER,
 )
 LOCKED_SECONDS = Histogram(
