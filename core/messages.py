@@ -27,7 +27,8 @@ class Allocation(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     `id` is minted by the API and becomes the history row's key. `email` is normalised. `deadline_us` is
     microseconds since 1970 by the database's clock; nothing is written after it. `request_id` is the caller's
-    `X-Request-Id`, for logs; empty where we made it: then it is `id` in hex.
+    `X-Request-Id`, for logs; empty where we made it: then it is `id` in hex. `reference` is the business's own name
+    for the payment, which pays once.
     """
 
     id: UUID
@@ -38,6 +39,7 @@ class Allocation(msgspec.Struct, frozen=True, array_like=True, gc=False):
     deadline_us: int
     idempotency_key: str | None = None
     request_id: str = ""
+    reference: str | None = None
 
     def __repr__(self) -> str:
         """Name the allocation, and nothing of what is in it: libraries log what they call."""
@@ -59,11 +61,15 @@ class Outcome(StrEnum):
     UNAUTHORIZED = "unauthorized"
     """The API key is revoked, or the key or its business does not exist (any more)."""
     REPLAYED = "replayed"
-    """An earlier allocation with this idempotency key, e-mail and amount was committed."""
+    """An earlier payment with this idempotency key or reference, e-mail and amount was committed or accepted."""
     IDEMPOTENCY_KEY_REUSED = "idempotency_key_reused"
     """An earlier allocation with this idempotency key had another e-mail or amount."""
+    REFERENCE_REUSED = "reference_reused"
+    """An earlier payment with this reference had another e-mail or amount."""
     PAYOUTS_DISABLED = "payouts_disabled"
     """The business has payouts switched off."""
+    IDEMPOTENCY_KEY_REQUIRED = "idempotency_key_required"
+    """The business asks for a key or a reference, and the call has neither."""
     INSUFFICIENT_BALANCE = "insufficient_balance"
     """The payout balance is smaller than the amount."""
     FAILED = "failed"

@@ -176,9 +176,22 @@ def test_message_of_today_has_a_version_that_the_release_before_refuses() -> Non
         previous_release.open_sealed(CODEC.seal(GROUP, TASK_ID), HASH_SECRET)
 
 
+def test_the_release_before_drops_a_group_with_references() -> None:
+    """It would pay, and forget the references, so that a retry could pay again."""
+    sealed = CODEC.seal([GROUP[0], msgspec.structs.replace(GROUP[0], reference="march")], TASK_ID)
+    assert sealed.startswith("2:")
+    assert CODEC.open(sealed, TASK_ID).allocations[1].reference == "march"
+    with pytest.raises(AssertionError):
+        previous_release.open_sealed(sealed, HASH_SECRET)
+
+
 def test_replies_to_the_release_before_are_ones_that_it_knows() -> None:
-    """A new outcome has to be one that it never gets, or to come a release after its meaning."""
-    assert {outcome.value for outcome in Outcome} == previous_release.OUTCOMES
+    """A new outcome has to be one that it never gets, or to come a release after its meaning.
+
+    It sends no references, and the setting that requires keys is switched on when all processes are new.
+    """
+    never = {Outcome.REFERENCE_REUSED, Outcome.IDEMPOTENCY_KEY_REQUIRED}
+    assert {outcome.value for outcome in set(Outcome) - never} == previous_release.OUTCOMES
 
 
 def test_message_is_opened_under_its_own_task_id_alone() -> None:
