@@ -14,6 +14,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import prometheus_client
 from prometheus_client import (
@@ -95,8 +96,8 @@ _ALLOCATIONS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
 class Histogram(prometheus_client.Histogram):
     """A histogram that takes many values at once; one by one, the library's lock would cost more than counting."""
 
-    def _metric_init(self) -> None:
-        super()._metric_init()
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self._noted: list[float] = []
         _noting.append(self)
 
@@ -126,8 +127,8 @@ class Histogram(prometheus_client.Histogram):
 class Counter(prometheus_client.Counter):
     """A counter that need not be locked for each of many events."""
 
-    def _metric_init(self) -> None:
-        super()._metric_init()
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self._noted = 0
         _noting.append(self)
 

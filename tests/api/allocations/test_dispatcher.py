@@ -554,21 +554,6 @@ def make_patient(settings: Settings, **others: Any) -> Settings:
     return make_settings(settings.redis_url, settings.broker_url, settings.database_url, **patience)
 
 
-async def take_mixed_group(dispatcher: Dispatcher, worker: Worker, accounts: list[Account]) -> tuple[Task, list[Any]]:
-    """Have calls of all businesses in one group under way."""
-    first = ask(dispatcher, accounts[0])
-    task = await worker.take()
-    calls = [ask(dispatcher, account) for _ in range(4) for account in accounts]
-    await asyncio.sleep(0)
-    await worker.reply(task, await worker.process(task))
-    assert await first is Outcome.ALLOCATED
-    group = await worker.take()
-    while len({each.business_id for each in group.allocations}) < len(accounts):
-        await worker.reply(group, await worker.process(group))
-        group = await worker.take()
-    return group, calls
-
-
 def test_business_whose_calls_are_answered_goes_on_while_others_of_its_group_are_held_up(
     settings: Settings, database: Database, worker: Worker
 ) -> None:
@@ -603,25 +588,33 @@ def test_business_is_released_as_soon_as_its_own_calls_are_answered(
     settings: Settings, database: Database, worker: Worker
 ) -> None:
     async def work() -> None:
-        async with dispatching(make_patient(settings), database) as dispatcher:
-            group, calls = await take_mixed_group(dispatcher, worker, [held, free])
-            # Nobody knows what became of the one, and all calls of the other are answered.
-            outcomes = [
-                Outcome.FAILED if each.business_id == held.business.id else Outcome.ALLOCATED
-                for each in group.allocations
-            ]
-            await worker.reply(group, outcomes)
+        async with dispatching(settings, database) as dispatcher:
+            blockers = [ask(dispatcher, account) for account in others]
+            tasks = [await worker.take() for _ in others]
+            calls = [ask(dispatcher, unknown), ask(dispatcher, free)]
+            await asyncio.sleep(0)
+            await worker.reply(tasks[0], await worker.process(tasks[0]))
+            group = await worker.take()
+            assert [each.business_id for each in group.allocations] == [unknown.business.id, free.business.id]
+            # Nobody knows what became of the one; the call of the other is answered.
+            await worker.reply(group, [Outcome.FAILED, Outcome.ALLOCATED])
+            assert await calls[1] is Outcome.ALLOCATED
+            await worker.reply(tasks[1], await worker.process(tasks[1]))
+            assert await asyncio.gather(*blockers) == [Outcome.ALLOCATED] * 2
             later = ask(dispatcher, free)
-            while not later.done():
-                task = await worker.take()
-                assert {each.business_id for each in task.allocations} == {free.business.id}
-                await worker.reply(task, await worker.process(task))
-                await asyncio.sleep(0.05)
-            assert later.result() is Outcome.ALLOCATED
-            for call in calls:
-                call.cancel()
+            task = await worker.take()
+            assert [each.business_id for each in task.allocations] == [free.business.id]
+            await worker.reply(task, await worker.process(task))
+            assert await later is Outcome.ALLOCATED
+            assert not calls[0].done()
+            again = await worker.take()  # in the end, for want of an answer
+            await worker.reply(again, await worker.process(again))
+            assert await calls[0] is Outcome.ALLOCATED
 
-    held, free = open_account(database), open_account(database)
+    unknown, free, *others = (open_account(database) for _ in range(4))
+    settings = make_settings(
+        settings.redis_url, settings.broker_url, settings.database_url, resend_after_s=3.0, reply_timeout_s=15.0
+    )
     run(work())
 
 
