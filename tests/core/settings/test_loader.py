@@ -298,7 +298,7 @@ def test_what_is_set_must_be_right_for_them_too(wrong: dict[str, str]) -> None:
         ("environment", "prod", "'prod' does not fit: expected development or production"),
         ("flower_port", "70000", "'70000' does not fit: expected a whole number, at least 1 and at most 65535"),
         ("redis_url", "host:6379", "a value of 9 characters does not fit: expected a URL that starts with redis:// or"),
-        ("flower_user", "a:b", "'a:b' does not fit: expected who may see Flower; any visible ASCII characters but"),
+        ("flower_user", "a:b", "'a:b' does not fit: expected user name for Flower; visible ASCII characters except"),
     ],
 )
 def test_a_mistake_says_what_is_held_and_what_is_expected(name: str, value: str, text: str) -> None:
