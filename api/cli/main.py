@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import rich_click as click
 
@@ -84,16 +84,38 @@ def up(host: str, port: int, data_dir: Path, *, flower: bool) -> None:
     "--url", envvar="PAYOUTS_URL", default="http://127.0.0.1:8000", show_default=True, help="Server; or $PAYOUTS_URL."
 )
 @click.option("--decimal", is_flag=True, help="Amounts are in dollars, such as 10.50, instead of cents.")
+@click.option("--expect", metavar="DOLLARS", help="Send nothing if the rows come to another sum, such as 1404.78.")
+@click.option("--email-column", metavar="NAME", help="The column of the e-mail addresses.")
+@click.option("--amount-column", metavar="NAME", help="The column of the amounts.")
+@click.option("--reference-column", metavar="NAME", help="The column of the references.")
+@click.option("--ignore-columns", metavar="NAMES", multiple=True, help="Columns to leave out, separated by commas.")
+@click.option("--sheet", metavar="NAME", help="The sheet of a workbook to pay.")
+@click.option(
+    "--hidden-rows",
+    type=click.Choice(["refuse", "take", "leave"]),
+    default="refuse",
+    show_default=True,
+    help="What becomes of the hidden rows of a sheet.",
+)
 @click.option("--dry-run", is_flag=True, help="Check the file and the balance, and send nothing.")
 @click.option("--yes", is_flag=True, help="Do not ask before paying.")
-def push(file: Path, key: str, url: str, *, decimal: bool, dry_run: bool, yes: bool) -> None:
-    """Pay the rows of a CSV or NDJSON file: email, amount and, if wanted, reference.
+def push(file: Path, key: str, url: str, *, expect: str | None, dry_run: bool, yes: bool, **how: Any) -> None:
+    """Pay the rows of a CSV, NDJSON, JSON or .xlsx file: email, amount and, if wanted, reference.
 
     The same file pays once, however often it is pushed: run it again after an interruption.
     """
     from api.cli.push import run_push
+    from api.cli.push_options import read_expected, read_options
 
-    run_push(file, url, key, in_dollars=decimal, is_dry_run=dry_run, is_confirmed=yes)
+    run_push(
+        file,
+        url,
+        key,
+        options=read_options(**how),
+        expected_cents=read_expected(expect),
+        is_dry_run=dry_run,
+        is_confirmed=yes,
+    )
 
 
 @click.command()

@@ -149,7 +149,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Meta(
             ge=0.05,
             le=_TIME_LIMIT_MAX_S,
-            description="longest wait for a business's row; the other businesses of its group then go on without it",
+            description="longest wait for a row that another transaction holds, in all that is no call",
         ),
     ] = _FOLLOWS
     lock_wait_s: Annotated[
@@ -179,6 +179,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def __repr__(self) -> str:
         """Show nothing: URLs and the hash secret are secrets."""
         return "Settings(…)"
+
+    @property
+    def held_row_wait_s(self) -> float:
+        """How long a worker waits for a business's row that another transaction holds, before calls of others go on."""
+        return self.transaction_timeout_s / 8
 
     @property
     def hash_secret_bytes(self) -> bytes:
