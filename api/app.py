@@ -109,9 +109,10 @@ class Parts:
         celery = create_celery(settings)
         clock = DatabaseClock(database)
         prefix = make_instance_prefix()
+        codec = GroupCodec(settings.hash_secret_bytes)
         publisher = Publisher(
             celery,
-            GroupCodec(settings.hash_secret_bytes),
+            codec,
             prefix,
             threads=settings.in_flight_max * 2,
             expires_after_s=settings.reply_timeout_s,
@@ -119,7 +120,7 @@ class Parts:
         if with_traces:  # before the dispatcher, which asks the publisher once whether there are traces
             trace_tasks(celery, sent_names=[ALLOCATE_TASK, PAY_CHUNK_TASK])
             publisher.trace(*make_group_tracing())
-        replies = Replies(redis, prefix)
+        replies = Replies(redis, codec, prefix)
         resolver = Resolver(database, timeout_s=timeout_s)
         dispatcher = Dispatcher(settings, clock, publisher, replies, resolver)
         authenticator = Authenticator(database, timeout_s=timeout_s)

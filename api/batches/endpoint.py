@@ -9,10 +9,11 @@ from litestar.handlers import HTTPRouteHandler
 from sqlalchemy import Connection
 
 from api.batches.intake import BatchIntake
-from api.batches.rows import find_format
+from api.batches.reader.exports import RESULT_COLUMNS
+from api.batches.rows import find_body_format
 from api.resources import schemas
 from api.resources.pagination import Collection, Paginator
-from api.resources.query_parameters import Parameters, batches_cursor, results_cursor
+from api.resources.query_parameters import PAGE, Parameters, batches_cursor, results_cursor
 from api.web import responses
 from api.web.business_request import BusinessRequests
 from api.web.errors import TooManyWaitingError
@@ -51,7 +52,7 @@ def batch_routes(
 
     @get(RESULTS_PATH)
     async def list_results(request: HttpRequest, batch_id: str) -> HttpResponse:
-        parameters = Parameters.from_query(request.query_params.multi_items())
+        parameters = Parameters.from_query(request.query_params.multi_items(), PAGE)
         after, limit = parameters.results_cursor(), parameters.limit()
         collection = result_collection(batch_id, hash_secret)
         return await paginator.answer(request, parameters.errors, collection, after, limit)
@@ -60,7 +61,7 @@ def batch_routes(
 
 
 async def _list(request: HttpRequest, paginator: Paginator) -> HttpResponse:
-    parameters = Parameters.from_query(request.query_params.multi_items())
+    parameters = Parameters.from_query(request.query_params.multi_items(), PAGE)
     after, limit = parameters.batches_cursor(), parameters.limit()
     return await paginator.answer(request, parameters.errors, _BATCHES, after, limit)
 
@@ -70,7 +71,7 @@ async def _create(request: HttpRequest, requests: BusinessRequests, intake: Batc
     if isinstance(identity, Refusal):
         return identity.response()
     idempotency_key = strip_key(read_header(request.scope["headers"], b"idempotency-key"))
-    written_as = find_format(request.headers.get("content-type", ""))
+    written_as = find_body_format(request.headers.get("content-type", ""))
     try:
         with intake.enter():
             body = await read_body(request, UPLOAD_TIMEOUT_S)
@@ -95,7 +96,17 @@ _BATCHES: Collection[PayoutBatch, UUID] = Collection(
     position_of=lambda batch: batch.id,
     write_cursor=batches_cursor,
     document=schemas.Batch.of,
-    csv_columns=("id", "status", "total", "processed", "amount_cents", "amount_dollars", "created_at", "finished_at"),
+    csv_columns=(
+        "id",
+        "status",
+        "total",
+        "processed",
+        "amount_cents",
+        "amount_dollars",
+        "created_at",
+        "finished_at",
+        "already_paid",
+    ),
     csv_row=lambda batch: (
         format_id(IdKind.BATCH, batch.id),
         batch.status,
@@ -105,6 +116,7 @@ _BATCHES: Collection[PayoutBatch, UUID] = Collection(
         format_decimal(batch.amount),
         batch.created_at,
         batch.finished_at,
+        batch.already_paid,
     ),
 )
 
@@ -120,7 +132,7 @@ def result_collection(batch_id: str, hash_secret: bytes | None) -> Collection[Ba
 
     def document(row: BatchResult) -> schemas.BatchRow:
         hash_ = None
-        if hash_secret is not None and row.outcome is RowOutcome.ALLOCATED:
+        if hash_secret is not None and row.outcome in {RowOutcome.ALLOCATED, RowOutcome.ALREADY_PAID}:
             hash_ = payout_hash(hash_secret, row.business_id, row.email)
         return schemas.BatchRow.of(row, hash_)
 
@@ -143,16 +155,7 @@ def result_collection(batch_id: str, hash_secret: bytes | None) -> Collection[Ba
         position_of=lambda row: row.position,
         write_cursor=results_cursor,
         document=document,
-        csv_columns=(
-            "row",
-            "email",
-            "amount_cents",
-            "amount_dollars",
-            "reference",
-            "outcome",
-            "hash",
-            "transaction",
-        ),
+        csv_columns=RESULT_COLUMNS,
         csv_row=csv_row,
     )
 

@@ -13,7 +13,8 @@ from uuid import UUID
 from celery import Celery
 from sqlalchemy import Connection
 
-from api.batches.rows import BatchFormat, parse_rows
+from api.batches.reader.files import FileFormat
+from api.batches.rows import ROWS_REPORTED_MAX, parse_rows
 from api.web import responses
 from api.web.authentication import Identity, find_refusal
 from api.web.errors import TooManyWaitingError
@@ -22,7 +23,7 @@ from api.web.responses import REFUSAL_BY_OUTCOME, Refusal
 from api.web.validation import FieldErrors, NotAnObject
 from core import metrics
 from core.batches import acceptance, reading
-from core.batches.acceptance import Accepted, Submission
+from core.batches.acceptance import Accepted, ReferencesReused, ReferencesTakenError, Sorting, Submission
 from core.batches.payout_batch import PayoutBatch
 from core.database.connection import DATABASE_ERRORS, Database
 from core.ids import IdKind, format_id, new_id
@@ -43,7 +44,7 @@ _AGAIN_AFTER_S = 0.2
 class _NotAcceptedError(Exception):
     """Rolls back what was loaded; carries the answer."""
 
-    def __init__(self, answer: Accepted | Outcome) -> None:
+    def __init__(self, answer: acceptance.Answer) -> None:
         super().__init__()
         self.answer = answer
 
@@ -77,7 +78,7 @@ class BatchIntake:
             self._entered -= 1
 
     async def accept(
-        self, identity: Identity, body: bytes, written_as: BatchFormat, idempotency_key: str | None
+        self, identity: Identity, body: bytes, written_as: FileFormat | None, idempotency_key: str | None
     ) -> Accepted | Refusal | FieldErrors:
         """Accept a batch as a whole, or say why not.
 
@@ -89,7 +90,7 @@ class BatchIntake:
 
     async def accept_submission(
         self, submission: Submission, record: Callable[[Connection, PayoutBatch], None]
-    ) -> Accepted | Refusal:
+    ) -> Accepted | Refusal | ReferencesReused:
         """Accept rows that were checked, or say why not; `record` writes who did it, in the same transaction.
 
         Raises:
@@ -117,12 +118,12 @@ class BatchIntake:
         self,
         identity: Identity,
         body: bytes,
-        written_as: BatchFormat,
+        written_as: FileFormat | None,
         idempotency_key: str | None,
         check_time: Callable[[], None],
     ) -> Accepted | Refusal | FieldErrors:
         check_time()
-        refusal = find_refusal(self._database, identity)
+        refusal = find_refusal(self._database, identity, has_name=idempotency_key is not None)
         if refusal is responses.UNAUTHORIZED:
             return refusal
         if not may_be_key(idempotency_key):
@@ -131,31 +132,45 @@ class BatchIntake:
         if not isinstance(rows, list):
             return refusal or (responses.NOT_AN_OBJECT if isinstance(rows, NotAnObject) else rows)
         submission = Submission.of(identity.business_id, identity.api_key_id, rows, idempotency_key)
-        return self._accept_submission(submission, check_time, lambda *_: None)
+        accepted = self._accept_submission(submission, check_time, lambda *_: None)
+        return _explain_references(accepted.rows) if isinstance(accepted, ReferencesReused) else accepted
 
     def _accept_submission(
         self, submission: Submission, check_time: Callable[[], None], record: Callable[[Connection, PayoutBatch], None]
-    ) -> Accepted | Refusal:
+    ) -> Accepted | Refusal | ReferencesReused:
         check_time()
-        answer = self._database.read(lambda connection: acceptance.find_obstacle(connection, submission))
-        if answer is None:
-            answer = self._load(submission, check_time, record)
+        found = self._database.read(lambda connection: acceptance.sort_rows(connection, submission))
+        answer = self._load(submission, found, check_time, record) if isinstance(found, Sorting) else found
         if isinstance(answer, Outcome):
             return REFUSAL_BY_OUTCOME[answer]
-        if not answer.is_replay:
+        if isinstance(answer, Accepted) and not answer.is_replay:
+            rows = answer.batch.total - answer.batch.already_paid
             metrics.PAYOUT_BATCHES_ACCEPTED.inc()
-            metrics.PAYOUT_BATCH_ROWS_ACCEPTED.inc(answer.batch.total)
-            self._tell_workers(answer)
+            metrics.PAYOUT_BATCH_ROWS_ACCEPTED.inc(rows)
+            if rows:
+                self._tell_workers(answer)
         return answer
 
     def _load(
-        self, submission: Submission, check_time: Callable[[], None], record: Callable[[Connection, PayoutBatch], None]
-    ) -> Accepted | Outcome:
+        self,
+        submission: Submission,
+        sorting: Sorting | None,
+        check_time: Callable[[], None],
+        record: Callable[[Connection, PayoutBatch], None],
+    ) -> acceptance.Answer:
+        """Load and accept; without a sorting, the rows are sorted behind the business's lock."""
         batch_id = new_id()
         try:
             with self._database.transaction() as connection:
-                acceptance.load_rows(connection, self._hash_secret, submission, batch_id)
-                answer = acceptance.accept(connection, submission, batch_id)
+                if sorting is None:
+                    lock_business(connection, submission.business_id)
+                    found = acceptance.sort_rows(connection, submission)
+                    if not isinstance(found, Sorting):
+                        raise _NotAcceptedError(found)
+                else:
+                    found = sorting
+                acceptance.load_rows(connection, self._hash_secret, submission, batch_id, found)
+                answer = acceptance.accept(connection, submission, batch_id, found)
                 if isinstance(answer, Outcome) or answer.is_replay:
                     raise _NotAcceptedError(answer)
                 record(connection, answer.batch)
@@ -163,6 +178,10 @@ class BatchIntake:
                 return answer
         except _NotAcceptedError as refused:
             return refused.answer
+        except ReferencesTakenError:
+            if sorting is None:
+                raise
+            return self._load(submission, None, check_time, record)
         except DATABASE_ERRORS as error:
             return self._find_out(submission, batch_id, error)
 
@@ -193,6 +212,11 @@ class BatchIntake:
             send_chunk(self._celery, accepted.batch.business_id, accepted.batch.id, 0)
         except Exception as error:  # noqa: BLE001 (kombu lets the errors of every transport through)
             logger.warning("a payout batch waits for the periodic task: %s", type(error).__name__)
+
+
+def _explain_references(rows: list[int]) -> FieldErrors:
+    names = [f"allocations.{row}.reference" for row in rows[:ROWS_REPORTED_MAX]]
+    return {name: [f"The {name} was already used for another payment."] for name in names}
 
 
 def _check(deadline: float) -> None:

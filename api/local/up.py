@@ -229,6 +229,7 @@ Payouts is ready: {base_url}
   curl -X POST {base_url}/payout/create \\
     -H 'Authorization: Bearer {demo_key}' \\
     -H 'Content-Type: application/json' \\
+    -H 'Idempotency-Key: order-1234' \\
     -d '{{"email": "user@example.com", "amount": 10000}}'
 
   Its dashboard: {base_url}/dashboard

@@ -7,6 +7,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from core.ids import IdKind, format_id
+from core.sealing import Seal
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,16 +42,23 @@ class Verdict(msgspec.Struct, frozen=True):
     ended_at_us: int
     took_s: float
 
-    def encode(self) -> bytes:
-        """Write it down."""
-        return msgspec.json.encode(self)
+    def seal(self, hash_secret: bytes) -> bytes:
+        """Write it down so that nobody can make up another."""
+        return Seal(hash_secret, "verdict").seal(msgspec.json.encode(self), b"")
 
     @staticmethod
-    def decode(data: bytes | None) -> "Verdict | None":
-        """Read it; None where there is none, or none that can be read."""
+    def open(data: bytes | None, hash_secret: bytes) -> "Verdict | None":
+        """Read it; None where there is none, or where a release to come wrote it.
+
+        Raises:
+            ForgeryError: nobody of this installation wrote it.
+
+        """
+        if data is None:
+            return None
         try:
-            return None if data is None else msgspec.json.decode(data, type=Verdict)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+            return msgspec.json.decode(Seal(hash_secret, "verdict").open(data, b""), type=Verdict)
+        except msgspec.DecodeError:
             return None
 
 
@@ -192,6 +200,33 @@ _DAY_SUMS = sa.text("""
     ORDER BY 1, COALESCE(kept.day, history.day), COALESCE(kept.type, history.type)
 """)
 
+_REFERENCES = sa.text("""
+    SELECT paid.id, paid.amount, COALESCE(named.amount, 0)
+    FROM payout_transactions AS paid
+    LEFT JOIN payment_references AS named ON named.business_id = paid.business_id
+        AND named.reference = paid.reference AND named.payment_id = paid.id
+    WHERE paid.type = 'allocation' AND paid.reference IS NOT NULL AND named.amount IS DISTINCT FROM paid.amount
+    ORDER BY 1
+""")
+
+# A payment whose reference was used again must have been reversed, or never made.
+_REFERENCES_USED_AGAIN = sa.text("""
+    SELECT named.payment_id, 0, named.amount
+    FROM payment_references AS named
+    JOIN payment_references AS again ON again.business_id = named.business_id
+        AND again.reference = named.reference AND again.attempt = named.attempt + 1
+    WHERE named.attempt >= 0
+        AND EXISTS (
+            SELECT FROM payout_transactions AS paid
+            WHERE paid.business_id = named.business_id AND paid.id = named.payment_id
+        )
+        AND NOT EXISTS (
+            SELECT FROM payout_transactions AS reversal
+            WHERE reversal.business_id = named.business_id AND reversal.reversed_id = named.payment_id
+        )
+    ORDER BY 1
+""")
+
 _RULES = [
     (
         IdKind.BUSINESS,
@@ -211,6 +246,8 @@ _RULES = [
         _DAY_SUMS,
         "a day's kept sum must be that of its history; no money is wrong, and `payouts business recount` counts anew",
     ),
+    (IdKind.TRANSACTION, _REFERENCES, "a payment with a reference must be the one that the reference names"),
+    (IdKind.TRANSACTION, _REFERENCES_USED_AGAIN, "a payment whose reference was used again must have been reversed"),
     (IdKind.TRANSACTION, _REVERSALS, "a reversal must undo an allocation of the same user and amount"),
 ]
 
