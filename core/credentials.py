@@ -56,11 +56,6 @@ def email_digest(hash_secret: bytes, normalised_email: str) -> str:
     return hmac.digest(hash_secret, b"email in logs\0" + normalised_email.encode(), "sha256")[:6].hex()
 
 
-def message_key(hash_secret: bytes) -> bytes:
-    """Derive the key that seals messages between API and workers; it reveals nothing of the hash secret."""
-    return hmac.digest(hash_secret, b"payouts message\0", "sha256")
-
-
 def seal_key(hash_secret: bytes) -> bytes:
     """Derive the key that seals the history; it reveals nothing of the hash secret."""
     return hmac.digest(hash_secret, b"payouts seal\0", "sha256")

@@ -15,13 +15,13 @@ from api.cli.options import (
     patient_admin_options,
     print_document,
 )
+from core.chain.check import Tell
+from core.chain.head import Head, make_head, read_head
+from core.chain.proof import prove
+from core.chain.sealer import seal_all
 from core.database.connection import Database
 from core.database.schema import migrate as run_migrations
 from core.errors import UserError
-from core.seals.check import Tell
-from core.seals.head import Head, make_head, read_head
-from core.seals.proof import prove
-from core.seals.sealer import seal_all
 from core.settings.variables import variable_name
 
 _HEAD_BYTES_MAX = 256 * 2**20
@@ -42,9 +42,9 @@ class HeadFileError(UserError):
 @click.command()
 @migrating_admin_options
 def migrate(*, database: Database, as_json: bool) -> None:
-    """Bring the database to this version's schema.
+    """Migrate the database to the schema of this version.
 
-    With PAYOUTS_MIGRATION_DATABASE_URL, make the two roles of production too, and give them what they need.
+    With PAYOUTS_MIGRATION_DATABASE_URL, also make the two roles of production and give them what they need.
     """
     revision = run_migrations(database, find_runtime_url())
     print_document({"revision": revision}, [f"The database is at revision {revision}."], as_json=as_json)
@@ -61,7 +61,7 @@ def migrate(*, database: Database, as_json: bool) -> None:
 def verify(against: Path | None, *, database: Database, as_json: bool) -> None:
     """Prove that the books balance and that the history was not rewritten.
 
-    Exit code 1 where something is found, 2 where it could not be found out.
+    Exit code 1: something is wrong. Exit code 2: it could not be checked.
     """
     hash_secret = find_hash_secret()
     with database.snapshot() as connection:

@@ -7,6 +7,9 @@ from uuid import uuid4
 import pytest
 import sqlalchemy as sa
 
+from core.chain.head import make_head
+from core.chain.proof import prove
+from core.chain.sealer import seal_all
 from core.database.connection import Database
 from core.database.revision import REQUIRED_REVISION
 from core.database.roles import APPEND_ONLY, OWNER, RolesError, RuntimeRole, read_standing
@@ -14,11 +17,8 @@ from core.database.schema import migrate
 from core.ledger.day_sums import sum_together
 from core.ledger.history import Selection, list_transactions
 from core.parties import businesses
-from core.seals.head import make_head
-from core.seals.proof import prove
-from core.seals.sealer import seal_all
 from tests.core.builders import HASH_SECRET, allocate, allocation_of, run_sql
-from tests.core.seals.conftest import make_world
+from tests.core.chain.conftest import make_world
 from tests.servers import Servers, open_account
 
 

@@ -4,7 +4,7 @@ import pytest
 import sqlalchemy as sa
 
 from core.database.connection import Database
-from tests.core.seals.conftest import World
+from tests.core.chain.conftest import World
 
 TABLES = ["payout_transactions", "main_transactions", "audit_log", "row_seals"]
 

@@ -6,10 +6,10 @@ from uuid import UUID
 
 import sqlalchemy as sa
 
+from core.chain import history, rows
+from core.chain.digests import ROWS
 from core.credentials import seal_key
 from core.database.connection import Database
-from core.seals import history, rows
-from core.seals.digests import ROWS
 
 HISTORY_KIND = "history"
 _FIRST = UUID(int=0)

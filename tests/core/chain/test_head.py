@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from core.chain.head import HeadError, make_head, read_head
+from core.chain.proof import prove
+from core.chain.sealer import seal_all
 from core.database.connection import Database
 from core.ids import IdKind, format_id
-from core.seals.head import HeadError, make_head, read_head
-from core.seals.proof import prove
-from core.seals.sealer import seal_all
 from tests.core.builders import HASH_SECRET, allocate, allocation_of, run_sql
-from tests.core.seals.conftest import World, make_world
+from tests.core.chain.conftest import World, make_world
 from tests.servers import open_account
 
 

@@ -4,8 +4,8 @@ import logging
 
 from celery import Celery
 
+from core.chain.sealer import Sealer
 from core.database.connection import Database, describe_error
-from core.seals.sealer import Sealer
 from workers.app import SEAL_TASK
 
 logger = logging.getLogger(__name__)

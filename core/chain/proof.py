@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection
 
+from core.chain import check
+from core.chain.check import Alteration, Tell
+from core.chain.head import Head
 from core.ledger import verification
 from core.ledger.verification import Verification
-from core.seals import check
-from core.seals.check import Alteration, Tell
-from core.seals.head import Head
 
 
 @dataclass(frozen=True, slots=True)

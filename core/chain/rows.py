@@ -14,9 +14,9 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 from sqlalchemy.dialects.postgresql import insert
 
+from core.chain.digests import NO_DIGEST, row_digest, tag_of
 from core.database.tables import row_seals, seal_progress
 from core.ids import IdKind
-from core.seals.digests import NO_DIGEST, row_digest, tag_of
 
 ROWS_AT_ONCE = 2_000
 """What one transaction seals of each kind."""
@@ -131,7 +131,7 @@ def select_rows(kind: Kind) -> str:
 def seal_rows(connection: Connection, key: bytes, kind: Kind, rows_max: int = ROWS_AT_ONCE) -> bool:
     """Seal rows of a kind that are new or whose state has moved on; return whether there may be more.
 
-    The transaction must have its turn (`core.seals.history.take_turn`).
+    The transaction must have its turn (`core.chain.history.take_turn`).
     """
     now: datetime = connection.execute(sa.text("SELECT now()")).scalar_one()
     query = sa.select(seal_progress.c.sealed_until).where(seal_progress.c.kind == kind.name)

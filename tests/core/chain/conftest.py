@@ -8,13 +8,13 @@ import pytest
 import sqlalchemy as sa
 
 from core import admin_actions
+from core.chain.proof import prove
+from core.chain.sealer import seal_all
 from core.credentials import KeyKind
 from core.database.connection import Database
 from core.ids import new_id
 from core.ledger.day_sums import sum_together
 from core.parties.audit import COMMAND_LINE
-from core.seals.proof import prove
-from core.seals.sealer import seal_all
 from tests.core.batch_builders import accept, cancel, make_rows, pay_all, pay_chunk
 from tests.core.builders import HASH_SECRET, allocate, allocation_of, withdraw
 from tests.servers import Account, open_account

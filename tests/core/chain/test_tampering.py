@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from core.chain.proof import prove
+from core.chain.sealer import seal_all
 from core.database.connection import Database
 from core.ids import IdKind, format_id
 from core.ledger.day_sums import forget_sums
-from core.seals.proof import prove
-from core.seals.sealer import seal_all
 from tests.core.builders import HASH_SECRET, allocate, allocation_of, run_sql
-from tests.core.seals.conftest import World, find_places
+from tests.core.chain.conftest import World, find_places
 
 TXN, USR, BIZ, BAT, KEY = (
     IdKind.TRANSACTION,

@@ -14,9 +14,7 @@ from psycopg import sql
 from sqlalchemy import Connection
 from sqlalchemy.dialects.postgresql import insert
 
-from core.database.connection import driver_of
-from core.database.tables import history_seals
-from core.seals.digests import (
+from core.chain.digests import (
     HISTORY_TEXT,
     NO_DIGEST,
     ROWS,
@@ -24,6 +22,8 @@ from core.seals.digests import (
     stretch_digest,
     tag_of,
 )
+from core.database.connection import driver_of
+from core.database.tables import history_seals
 
 BUSINESSES_AT_ONCE = 200
 ROWS_AT_ONCE = 20_000

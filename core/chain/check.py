@@ -16,13 +16,13 @@ from sqlalchemy import Connection
 
 from core.batches.acceptance import digest_rows
 from core.batches.payout_batch import BatchRow
+from core.chain.digests import HISTORY_TEXT, NO_DIGEST, TAG_BYTES, row_digest, tag_of
+from core.chain.head import BusinessHead, Head, read_installation
+from core.chain.history import Stretch
+from core.chain.rows import KINDS, OVERLAP_S, Kind, seal_content, select_rows, tag_row
 from core.credentials import digest_of, payout_hash, seal_key
 from core.database.connection import driver_of
 from core.ids import IdKind, format_id
-from core.seals.digests import HISTORY_TEXT, NO_DIGEST, TAG_BYTES, row_digest, tag_of
-from core.seals.head import BusinessHead, Head, read_installation
-from core.seals.history import Stretch
-from core.seals.rows import KINDS, OVERLAP_S, Kind, seal_content, select_rows, tag_row
 
 ALTERATIONS_MAX = 1_000
 """So many are named; the rest is counted."""
