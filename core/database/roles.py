@@ -136,6 +136,18 @@ def _make_roles(connection: Connection, driver: psycopg.Connection, runtime: Run
     database = sql.Identifier(str(connection.execute(sa.text("SELECT current_database()")).scalar_one()))
     driver.execute(sql.SQL("GRANT CONNECT ON DATABASE {} TO {}").format(database, role))
 
+    _let_see_sessions(driver, role)
+
+
+def _let_see_sessions(driver: psycopg.Connection, role: sql.Identifier) -> None:
+    """Let `payouts doctor` count connections and see standbys, where the role that migrates may give that."""
+    driver.execute("SAVEPOINT sessions")
+    try:
+        driver.execute(sql.SQL("GRANT pg_read_all_stats TO {}").format(role))
+    except psycopg.errors.InsufficientPrivilege:
+        driver.execute("ROLLBACK TO SAVEPOINT sessions")
+    driver.execute("RELEASE SAVEPOINT sessions")
+
 
 def _hand_over(connection: Connection, driver: psycopg.Connection) -> None:
     """Give the owner what an earlier version made as another role."""
