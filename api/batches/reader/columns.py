@@ -8,7 +8,7 @@ from api.batches.reader import exports
 from api.batches.reader.mistakes import Mistake, Reason
 
 FIELDS = ("email", "amount", "reference")
-_NAME_SHOWN_MAX_CHARACTERS = 40
+_NAME_MAX_CHARACTERS = 200
 _GUESSES = {
     "email": re.compile(r"e-?mail|correo|courriel|mail", re.IGNORECASE),
     "amount": re.compile(r"amount|betrag|montant|importe|importo|summe|sum|value|usd|cents|dollars", re.IGNORECASE),
@@ -31,6 +31,11 @@ class Mapping:
         """Return what the fields' columns are called."""
         given = {"email": self.email, "amount": self.amount, "reference": self.reference}
         return {field: field if column is None else column for field, column in given.items()}
+
+    @property
+    def is_given(self) -> bool:
+        """Whether somebody said which column is which."""
+        return self.email is not None or self.amount is not None
 
     @property
     def is_by_position(self) -> bool:
@@ -82,8 +87,8 @@ class _Search:
 
 
 def show_names(cells: Sequence[str]) -> list[str]:
-    """Return the names of columns, short enough to be shown."""
-    return [cell.strip()[:_NAME_SHOWN_MAX_CHARACTERS] for cell in cells]
+    """Return the names of columns, as somebody may repeat them."""
+    return [cell.strip()[:_NAME_MAX_CHARACTERS] for cell in cells]
 
 
 def is_header(cells: Sequence[str], mapping: Mapping) -> bool:

@@ -302,7 +302,7 @@ def test_ndjson_with_a_line_that_is_no_json_is_refused_with_the_line(body: bytes
         ),
         (
             b"email,amount," + b"n" * 1000,
-            file_error(f"Line 1 names an unknown column, '{'n' * 40}'; the columns are email, amount and reference."),
+            file_error(f"Line 1 names an unknown column, '{'n' * 40}…'; the columns are email, amount and reference."),
         ),
         (
             b"email|amount|reference\n",

@@ -22,7 +22,7 @@ import sqlalchemy as sa
 
 from api.batches.files import PushFile, PushLimits, PushRow, read_file, split
 from api.batches.reader.amounts import Unit
-from api.batches.reader.reading import Options
+from api.batches.reader.options import Options
 from api.cli.main import main
 from api.cli.push import run_push
 from api.cli.push_server import RESULT_COLUMNS
