@@ -15,7 +15,7 @@ from api.local.valkey import EmbeddedValkey
 from tests.servers import HASH_SECRET, Parts, Servers, System, run_system, run_valkey
 
 PAYOUTS = str(Path(sys.executable).with_name("payouts"))
-NAMES = ["settings", "database", "schema", "clocks", "durability", "connections", "redis", "redis memory", "broker",
+NAMES = ["settings", "database", "schema", "clocks", "durability", "connections", "roles", "redis", "redis memory", "broker",
          "worker", "batches worker", "beat"]  # fmt: skip
 
 
