@@ -36,7 +36,7 @@ class NoHashSecretError(UserError):
 
 
 class HeadFileError(UserError):
-    """The file of a head cannot be read."""
+    """The file of a head cannot be read or written."""
 
 
 @click.command()
@@ -98,8 +98,9 @@ def verify(against: Path | None, *, database: Database, as_json: bool) -> None:
 
 
 @click.command()
+@click.option("--output", type=click.Path(path_type=Path), metavar="FILE", help="Write it into a file.")
 @patient_admin_options
-def head(*, database: Database, as_json: bool) -> None:  # noqa: ARG001 (it is JSON always)
+def head(output: Path | None, *, database: Database, as_json: bool) -> None:  # noqa: ARG001 (it is JSON always)
     """Seal what is not sealed yet, and print the signed head of the history, as JSON.
 
     Keep it where nobody who can write to the database can change it. `payouts verify --against` compares with it.
@@ -110,7 +111,11 @@ def head(*, database: Database, as_json: bool) -> None:  # noqa: ARG001 (it is J
     seal_all(database, hash_secret)
     with database.snapshot() as connection:
         document = make_head(connection, hash_secret)
-    click.echo(json.dumps(document, indent=2))
+    text = json.dumps(document, indent=2)
+    if output is None:
+        click.echo(text)
+    else:
+        _write_file(output, text)
 
 
 def _read_file(path: Path) -> bytes:
@@ -120,6 +125,17 @@ def _read_file(path: Path) -> bytes:
     except (OSError, ValueError) as error:
         text = f"{path} cannot be read ({getattr(error, 'strerror', None) or 'no such path'})"
         raise HeadFileError(text) from None
+
+
+def _write_file(path: Path, text: str) -> None:
+    """Replace the file as a whole: a head that is half written would be none."""
+    new = path.with_name(f"{path.name}.new")
+    try:
+        new.write_text(text + "\n")
+        new.replace(path)
+    except (OSError, ValueError) as error:
+        problem = f"{path} cannot be written ({getattr(error, 'strerror', None) or 'no such path'})"
+        raise HeadFileError(problem) from None
 
 
 def _make_progress() -> Tell:

@@ -10,6 +10,7 @@ from workers.app import SEAL_TASK
 
 logger = logging.getLogger(__name__)
 
+SEALING_TIMEOUT_S = 60.0
 _TASK_S = 2.0
 
 

@@ -98,7 +98,8 @@ def test_a_row_that_was_rewritten_is_named(sealed: Run, database: Database) -> N
 
 def test_a_head_tells_what_was_lost_since(sealed: Run, database: Database, tmp_path: Path) -> None:
     head = tmp_path / "head.json"
-    head.write_text(sealed("head").stdout)
+    assert sealed("head", "--output", str(head)).stdout == ""
+    sealed("head", "--output", str(tmp_path / "nowhere" / "head.json")).assert_refused("cannot be written")
     assert sealed("verify", "--against", str(head)).exit_code == 0
     rewrite(database, "TRUNCATE payout_transactions, main_transactions, audit_log, row_seals")
     rewrite(database, "DELETE FROM history_seals")
