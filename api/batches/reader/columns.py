@@ -69,8 +69,8 @@ class _Search:
     def refuse(self, reason: Reason, **details: object) -> None:
         self.mistakes.append(Mistake(reason, details, self.line))
 
-    def find(self, column: str | int, option: str) -> int | None:
-        """Return the position of a column that somebody named."""
+    def find(self, column: str | int, *, is_usual: bool = False) -> int | None:
+        """Return the position of a column that somebody named; one with its usual name need not be there."""
         if isinstance(column, int):
             return column if column < len(self.cells) else None
         name = column.strip().lower()
@@ -81,8 +81,8 @@ class _Search:
             self.refuse(Reason.COLUMN_REPEATED, name=column.strip())
         elif name.isascii() and name.isdigit() and 1 <= int(name[:6]) <= len(self.cells):
             return int(name) - 1
-        elif column != option:
-            self.refuse(Reason.COLUMN_NOT_THERE, name=column, option=option, columns=show_names(self.cells))
+        elif not is_usual:
+            self.refuse(Reason.COLUMN_NOT_THERE, name=column, columns=show_names(self.cells))
         return None
 
 
@@ -113,12 +113,12 @@ def find_columns(cells: Sequence[str], line: int, mapping: Mapping) -> Columns |
         return _find_result_columns(search)
     positions: dict[str, int] = {}
     for field_, column in mapping.names().items():
-        position = search.find(column, field_)
+        position = search.find(column, is_usual=getattr(mapping, field_) is None)
         if position is not None and position in positions.values():
             search.refuse(Reason.COLUMN_USED_TWICE, name=show_names(cells)[position])
         elif position is not None:
             positions[field_] = position
-    ignored = {position for column in mapping.ignored if (position := search.find(column, "")) is not None}
+    ignored = {position for column in mapping.ignored if (position := search.find(column)) is not None}
     missing = [field_ for field_ in ("email", "amount") if field_ not in positions]
     if search.mistakes:
         return search.mistakes

@@ -211,7 +211,9 @@ class _Pass:
         here = at(self._row, self._column)
         if self._type == "e":
             marks.errors[here] = self._text[:20]
-        elif self._has_formula and not self._has_text:
+        elif (
+            self._has_formula and not self._has_text and self._type != "str"
+        ):  # which is an empty text that was calculated
             marks.formulas.add(here)
         elif self._type == "n" and self._style not in {"", "0"} and self._style.isdigit():
             marks.styles[here] = int(self._style)

@@ -66,6 +66,26 @@ def test_a_row_of_formulas_that_were_never_calculated_is_not_taken_for_an_empty_
     assert all("its formula has no stored value" in text for text in texts)
 
 
+def test_rows_of_a_template_whose_formulas_came_to_nothing_are_empty_rows() -> None:
+    def write(book: xlsxwriter.Workbook) -> None:
+        sheet = fill(book, "A", ["a@example.com", 1])
+        for row in range(2, 9):
+            for column in range(3):
+                sheet.write_formula(row, column, '=IF(Z9="","",Z9)', None, "")
+
+    def calculate(part: bytes) -> bytes:
+        return re.sub(rb'<c r="([A-Z]+[0-9]+)"><f>', rb'<c r="\1" t="str"><f>', part)
+
+    content = repack(workbook(write), {SHEET: calculate})
+    reading = read(content)
+    assert (len(reading.rows), reading.mistakes) == (1, [])
+    # One that is half filled is no empty row.
+    half = repack(
+        content, {SHEET: lambda part: part.replace(b'<c r="B3" t="str"><f>', b'<c r="B3"><v>5</v></c><c r="Y3"><f>')}
+    )
+    assert write_mistakes(read(half), Door.PUSH) == ["Row 3: cell A3, the email is missing."]
+
+
 def test_errors_dates_booleans_and_other_currencies_are_refused_by_cell() -> None:
     def write(book: xlsxwriter.Workbook) -> None:
         sheet = fill(book, "A", *([f"{name}@example.com"] for name in "abcdefg"))
