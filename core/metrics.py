@@ -242,6 +242,11 @@ ROUND_TRIP_AGE_SECONDS = prometheus_client.Gauge(
 )
 PUBLISH_ERRORS = Counter("payouts_publish_errors", "groups that may not have reached the broker", registry=API)
 RESENDS = Counter("payouts_resends", "groups that were sent again because no reply came", registry=API)
+HELD_UP_RESENDS = Counter(
+    "payouts_held_up_resends",
+    "groups that were sent again because a worker wrote nothing: another transaction held rows of the business, say",
+    registry=API,
+)
 RESOLUTIONS = Counter(
     "payouts_resolutions",
     "allocations without a reply at the deadline, by what the history said: `committed`; `never`, which stays so; "
@@ -266,6 +271,14 @@ SUBSCRIBED = prometheus_client.Gauge(
     registry=API,
     multiprocess_mode="livemin",
 )
+FORGERIES = Counter(
+    "payouts_forgeries",
+    "records in Redis that were dropped because this installation did not seal them, by kind of record",
+    ["reason"],
+    registry=API,
+)
+for reason in ("reply", "session", "verdict", "request"):
+    FORGERIES.labels(reason)
 SUBSCRIPTION_LOSSES = Counter(
     "payouts_reply_subscription_losses", "times that the subscription to replies was lost", registry=API
 )
@@ -340,6 +353,11 @@ WORKER_ALLOCATIONS = Counter(
 for outcome in Outcome:
     ALLOCATIONS.labels(outcome.value)
     WORKER_ALLOCATIONS.labels(outcome.value)
+HELD_UP = Counter(
+    "payouts_held_up_allocations",
+    "copies of allocations that workers left for later, because another transaction held rows of the business",
+    registry=WORKER,
+)
 LOCKED_SECONDS = Histogram(
     "payouts_locked_seconds",
     "seconds from asking for the Redis locks of businesses until the worker went on",

@@ -13,7 +13,8 @@ from uuid import UUID
 from celery import Celery
 from sqlalchemy import Connection
 
-from api.batches.rows import ROWS_REPORTED_MAX, BatchFormat, parse_rows
+from api.batches.reader.files import FileFormat
+from api.batches.rows import ROWS_REPORTED_MAX, parse_rows
 from api.web import responses
 from api.web.authentication import Identity, find_refusal
 from api.web.errors import TooManyWaitingError
@@ -77,7 +78,7 @@ class BatchIntake:
             self._entered -= 1
 
     async def accept(
-        self, identity: Identity, body: bytes, written_as: BatchFormat, idempotency_key: str | None
+        self, identity: Identity, body: bytes, written_as: FileFormat | None, idempotency_key: str | None
     ) -> Accepted | Refusal | FieldErrors:
         """Accept a batch as a whole, or say why not.
 
@@ -117,7 +118,7 @@ class BatchIntake:
         self,
         identity: Identity,
         body: bytes,
-        written_as: BatchFormat,
+        written_as: FileFormat | None,
         idempotency_key: str | None,
         check_time: Callable[[], None],
     ) -> Accepted | Refusal | FieldErrors:
