@@ -111,6 +111,20 @@ def business_disable(business_ref: str, *, database: Database, as_json: bool) ->
     )
 
 
+@business.command("require-keys")
+@click.argument("business_ref", metavar="BUSINESS")
+@click.argument("state", type=click.Choice(["on", "off"]))
+@admin_options
+def business_require_keys(business_ref: str, state: str, *, database: Database, as_json: bool) -> None:
+    """Refuse payments without an Idempotency-Key or a reference, or stop refusing them."""
+    _business_action(
+        lambda connection, id_: admin_actions.set_requires_keys(connection, COMMAND_LINE, id_, required=state == "on"),
+        business_ref,
+        database,
+        as_json=as_json,
+    )
+
+
 @business.command("fund")
 @click.argument("business_ref", metavar="BUSINESS")
 @click.argument("amount_cents", metavar="CENTS", type=click.IntRange(1, BALANCE_MAX_CENTS))
@@ -158,6 +172,7 @@ def _describe_business(each: Business) -> list[str]:
         f"  reserved         {format_dollars(each.reserved_balance)}",
         f"  main balance     {format_dollars(each.balance)}",
         f"  payouts          {'enabled' if each.payouts_enabled else 'disabled'}",
+        f"  keys             {'required' if each.requires_keys else 'not required'}",
     ]
 
 
@@ -171,6 +186,7 @@ def _business_document(each: Business) -> dict[str, Any]:
         "payout_balance": each.payout_balance,
         "reserved_balance": each.reserved_balance,
         "payouts_enabled": each.payouts_enabled,
+        "requires_keys": each.requires_keys,
         "low_balance_threshold": each.low_balance_threshold,
         "created_at": format_time(each.created_at),
     }
