@@ -328,9 +328,9 @@ def _preview_batch() -> _Json:
         "previewPayoutBatch",
         "See what a file would do",
         "Payout batches",
-        description="Takes what `POST /payout/batches` takes, and accepts nothing. Tells how many rows are already paid, "
-        f"and which rows without references equal one of the newest {PAYMENTS_LOOKED_AT_MAX} payments to the same "
-        "person, or a row that waits to be paid.",
+        description="Takes what `POST /payout/batches` takes, and accepts nothing. Tells how many rows are already "
+        f"paid, and which rows without references equal one of the newest {PAYMENTS_LOOKED_AT_MAX} payments to the "
+        "same person, or a row that waits to be paid.",
         parameters=[_idempotency_key("The key that the batch would have.")],
         body=_batch_body(),
         responses=_responses(
