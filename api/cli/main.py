@@ -81,14 +81,16 @@ def up(host: str, port: int, data_dir: Path, *, flower: bool) -> None:
 @click.option("--decimal", is_flag=True, help="Amounts are in dollars, such as 10.50, and not in cents.")
 @click.option("--dry-run", is_flag=True, help="Check the file and the balance, and send nothing.")
 @click.option("--yes", is_flag=True, help="Do not ask on a terminal.")
-def push(file: Path, key: str, url: str, *, decimal: bool, dry_run: bool, yes: bool) -> None:
+@click.option("--again", is_flag=True, help="Pay rows without references also where they equal earlier payments.")
+def push(file: Path, key: str, url: str, *, decimal: bool, dry_run: bool, yes: bool, again: bool) -> None:
     """Pay the rows of a CSV or NDJSON file: email, amount and, if wanted, reference.
 
     The same file pays once, however often it is pushed: run it again after an interruption.
     """
     from api.cli.push import run_push
 
-    run_push(file, url, key, in_dollars=decimal, is_dry_run=dry_run, is_confirmed=yes)
+    code = run_push(file, url, key, in_dollars=decimal, is_dry_run=dry_run, is_confirmed=yes, is_again=again)
+    sys.exit(code)
 
 
 @click.command()
