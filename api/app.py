@@ -109,14 +109,15 @@ class Parts:
         celery = create_celery(settings)
         clock = DatabaseClock(database)
         prefix = make_instance_prefix()
+        codec = GroupCodec(settings.hash_secret_bytes)
         publisher = Publisher(
             celery,
-            GroupCodec(settings.hash_secret_bytes),
+            codec,
             prefix,
             threads=settings.in_flight_max * 2,
             expires_after_s=settings.reply_timeout_s,
         )
-        replies = Replies(redis, prefix)
+        replies = Replies(redis, codec, prefix)
         resolver = Resolver(database, timeout_s=timeout_s)
         dispatcher = Dispatcher(settings, clock, publisher, replies, resolver)
         authenticator = Authenticator(database, timeout_s=timeout_s)

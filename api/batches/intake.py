@@ -13,7 +13,8 @@ from uuid import UUID
 from celery import Celery
 from sqlalchemy import Connection
 
-from api.batches.rows import ROWS_REPORTED_MAX, BatchFormat, parse_rows
+from api.batches.reader.files import FileFormat
+from api.batches.rows import ROWS_REPORTED_MAX, parse_rows
 from api.web import responses
 from api.web.authentication import Identity, find_refusal
 from api.web.errors import TooManyWaitingError
@@ -78,7 +79,7 @@ class BatchIntake:
             self._entered -= 1
 
     async def accept(
-        self, identity: Identity, body: bytes, written_as: BatchFormat, idempotency_key: str | None
+        self, identity: Identity, body: bytes, written_as: FileFormat | None, idempotency_key: str | None
     ) -> Accepted | Refusal | FieldErrors:
         """Accept a batch as a whole, or say why not.
 
@@ -101,7 +102,7 @@ class BatchIntake:
         return await self.run(lambda check_time: self._accept_submission(submission, check_time, record))
 
     async def preview(
-        self, identity: Identity, body: bytes, written_as: BatchFormat, idempotency_key: str | None
+        self, identity: Identity, body: bytes, written_as: FileFormat | None, idempotency_key: str | None
     ) -> Preview | Refusal | FieldErrors:
         """Tell what a batch would do, or why it would be refused; nothing is accepted.
 
@@ -146,7 +147,7 @@ class BatchIntake:
         self,
         identity: Identity,
         body: bytes,
-        written_as: BatchFormat,
+        written_as: FileFormat | None,
         idempotency_key: str | None,
         check_time: Callable[[], None],
     ) -> Accepted | Refusal | FieldErrors:
@@ -164,7 +165,7 @@ class BatchIntake:
         self,
         identity: Identity,
         body: bytes,
-        written_as: BatchFormat,
+        written_as: FileFormat | None,
         idempotency_key: str | None,
         check_time: Callable[[], None],
     ) -> Submission | Refusal | FieldErrors:

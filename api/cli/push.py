@@ -18,6 +18,8 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.text import Text
 
 from api.batches.files import Part, PushError, PushFile, PushLimits, read_file, split
+from api.batches.reader.reading import Options
+from api.batches.reader.summary import describe
 from api.cli.push_preview import Outlook, Preview
 from api.cli.push_server import RESULT_COLUMNS, Batch, RefusedError, Server, renumber
 from core.batches.payout_batch import BatchStatus
@@ -25,13 +27,17 @@ from core.money import format_dollars
 
 _SECONDS_BETWEEN_LINES = 5.0
 _INTERRUPTED = 130
-_NOTHING_NEW = 3
-"""The exit code where every row was paid before this run."""
 _FIELD_OF_ROW = re.compile(r"allocations\.([0-9]{1,9})(?:\.([a-z]+))?\Z")
 _RUN_AGAIN = "Run the same command with the same, unchanged file to go on: nothing is paid twice."
 
 
 # Showing progress
+
+
+class NothingNewError(PushError):
+    """Every row was paid before this run."""
+
+    exit_code = 3
 
 
 class NotAllPaidError(PushError):
@@ -92,7 +98,8 @@ def run_push(
     url: str,
     key: str,
     *,
-    in_dollars: bool = False,
+    options: Options | None = None,
+    expected_cents: int | None = None,
     is_dry_run: bool = False,
     is_confirmed: bool = False,
     is_again: bool = False,
@@ -111,7 +118,8 @@ def run_push(
     push: _Push | None = None
     limits = limits or PushLimits()
     try:
-        file = read_file(path, in_dollars=in_dollars)
+        file = read_file(path, options or Options())
+        _check_sum(file, expected_cents)
         server = Server(url, key, limits)
         try:
             push = _Push(file, server, limits)
@@ -125,7 +133,7 @@ def run_push(
             push.finish()
             if push.is_nothing_new:
                 click.echo("Nothing new to pay: every row was paid before.")
-                return _NOTHING_NEW
+                return NothingNewError.exit_code
             return 0
         finally:
             server.close()
@@ -162,6 +170,20 @@ def _confirm(outlook: Outlook, *, is_confirmed: bool, is_again: bool) -> None:
         raise PushError(text)
 
 
+def _check_sum(file: PushFile, expected_cents: int | None) -> None:
+    """Refuse a file that comes to another sum than was expected."""
+    amount = file.reading.amount_cents
+    if expected_cents is not None and amount != expected_cents:
+        text = (
+            f"The rows come to {format_dollars(amount)}, and --expect says {format_dollars(expected_cents)}. "
+            "Nothing was sent."
+        )
+        raise PushError(text)
+    if not file.rows:
+        text = "Every row of these results is paid already. Nothing was sent."
+        raise NothingNewError(text)
+
+
 class _Push:
     """A file on its way: its parts, and the batches that they became."""
 
@@ -192,6 +214,8 @@ class _Push:
             f"{self._file.path.name}: {_count(len(rows), 'row')} for {_count(users, 'payout user')}, "
             f"{format_dollars(amount)} in {_count(len(self._parts), 'batch', 'batches')}"
         )
+        for line in describe(self._file.reading):
+            click.echo(line)
         previews = [self._preview(index) for index in range(len(self._parts))]
         outlook = Outlook(self._file, self._parts, previews)
         for line in outlook.describe():

@@ -1,6 +1,5 @@
 """What `payouts push` says before it pays: what is paid already, and what equals payments of before."""
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -89,7 +88,6 @@ class Outlook:
                 "same reference, person and amount."
             )
         lines += self._describe_equal()
-        lines += describe_equal_rows(self.file)
         if already_paid or len(lines):
             lines.append(f"To pay now: {_count(self.rows, 'row')}, {format_dollars(self.amount)}.")
         return lines
@@ -115,25 +113,6 @@ class Outlook:
         lines += [f"  Line {line}: paid {equal.origin}" for line, equal in shown[:EQUALS_SHOWN_MAX]]
         more = self.equal_rows - min(len(shown), EQUALS_SHOWN_MAX)
         return [*lines, f"  and {more:,} more"] if more else lines
-
-
-def describe_equal_rows(file: PushFile) -> list[str]:
-    """Say which rows without references are the same within the file, by line."""
-    lines_by_row: dict[tuple[str, int], list[int]] = defaultdict(list)
-    for row, line in zip(file.rows, file.lines, strict=True):
-        if row.reference is None:
-            lines_by_row[row.email, row.amount].append(line)
-    repeated = [lines for lines in lines_by_row.values() if len(lines) > 1]
-    said = [f"Lines {_list(lines)} are equal: each is paid." for lines in repeated[:EQUALS_SHOWN_MAX]]
-    more = len(repeated) - len(said)
-    return [*said, f"{more:,} more groups of lines are equal."] if more > 0 else said
-
-
-def _list(lines: list[int]) -> str:
-    shown = [str(line) for line in lines[:EQUALS_SHOWN_MAX]]
-    if len(lines) > len(shown):
-        return f"{', '.join(shown)} and {len(lines) - len(shown):,} more"
-    return f"{', '.join(shown[:-1])} and {shown[-1]}"
 
 
 def _name(file: PushFile, part: Part) -> str:

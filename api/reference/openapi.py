@@ -361,6 +361,7 @@ def _batch_body() -> _Json:
             "reference": _REFERENCE,
         },
         "required": ["email", "amount"],
+        "additionalProperties": False,
     }
     body = _body(
         {"allocations": {"type": "array", "items": row, "minItems": 1, "maxItems": ROWS_MAX}},

@@ -20,6 +20,7 @@ from core import metrics
 from core.batches.reading import find_open
 from core.database.connection import Database
 from core.ledger.verification import Verdict
+from core.sealing import ForgeryError
 from core.settings.loader import Settings
 from workers.app import VERDICT_KEY
 from workers.broker.queues import QueueWatch
@@ -49,6 +50,7 @@ class Exporter:
     ) -> None:
         self._databases = databases
         self._redis = redis
+        self._hash_secret = settings.hash_secret_bytes
         self._queues = QueueWatch(celery)
         self._dispatcher = dispatcher
         self._replies = replies
@@ -138,7 +140,12 @@ class Exporter:
 
     async def _read_verdict(self) -> tuple[Verdict | None]:
         data: Any = await self._redis.get(VERDICT_KEY)
-        return (Verdict.decode(data),)
+        try:
+            return (Verdict.open(data, self._hash_secret),)
+        except ForgeryError as error:
+            metrics.FORGERIES.labels("verdict").inc()
+            logger.error("the last verdict was dropped: %s", error)
+            return (None,)
 
 
 def metrics_route(exporter: Exporter) -> HTTPRouteHandler:

@@ -8,7 +8,7 @@ import pytest
 import sqlalchemy as sa
 
 from api.batches.intake import BatchIntake
-from api.batches.rows import BatchFormat
+from api.batches.reader.files import FileFormat
 from api.web.authentication import Identity
 from api.web.errors import TooManyWaitingError
 from core.database.connection import Database
@@ -54,7 +54,7 @@ def hasty_intake(database: Database, environment: dict[str, str]) -> Iterator[Ba
 
 def accept(intake: BatchIntake, payer: Account) -> object:
     identity = Identity(payer.business.id, payer.api_key_id)
-    return asyncio.run(intake.accept(identity, BODY, BatchFormat.CSV, None))
+    return asyncio.run(intake.accept(identity, BODY, FileFormat.CSV, None))
 
 
 def count_everything(database: Database) -> tuple[int, int, int]:
