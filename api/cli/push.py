@@ -18,7 +18,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.text import Text
 
 from api.batches.files import Part, PushError, PushFile, PushLimits, read_file, split
-from api.batches.reader.reading import Options
+from api.batches.reader.options import Options
 from api.batches.reader.summary import describe
 from api.cli.push_preview import Outlook, Preview
 from api.cli.push_server import RESULT_COLUMNS, Batch, RefusedError, Server, renumber

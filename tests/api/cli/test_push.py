@@ -22,7 +22,7 @@ import sqlalchemy as sa
 
 from api.batches.files import PushFile, PushLimits, PushRow, read_file, split
 from api.batches.reader.amounts import Unit
-from api.batches.reader.reading import Options
+from api.batches.reader.options import Options
 from api.cli.main import main
 from api.cli.push import run_push
 from api.cli.push_server import RESULT_COLUMNS
@@ -337,6 +337,39 @@ def test_twenty_mistakes_are_shown_and_the_others_counted(command: Run, tmp_path
 @pytest.mark.parametrize("name", ["missing.csv", "."])
 def test_file_that_cannot_be_read_is_one_line(command: Run, tmp_path: Path, name: str) -> None:
     command(tmp_path / name, "--key", KEY, "--url", NOWHERE).assert_refused("cannot be read: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--email-column", "Mail"], "Line 1 names no column 'Mail'; it names 'email', 'amount', 'note'."),
+        (["--reference-column", "reference"], "Line 1 names no column 'reference'; it names"),
+        (["--ignore-columns", "note,foo"], "Line 1 names no column 'foo'; it names"),
+        (
+            ["--reference-column", "email", "--ignore-columns", "note"],
+            "The column 'email' cannot be two things at once.",
+        ),
+        (["--ignore-columns", "note", "--expect", "1.01"], "The rows come to $1.00, and --expect says $1.01."),
+        (["--ignore-columns", "note", "--expect", "1,00"], "--expect must be dollars, such as 1404.78."),
+        (["--ignore-columns", "note", "--expect", "100"], "The rows come to $1.00, and --expect says $100.00."),
+    ],
+)
+def test_option_that_does_not_fit_the_file_sends_nothing(
+    command: Run, tmp_path: Path, arguments: list[str], text: str
+) -> None:
+    path = write(tmp_path, "email,amount,note\na@example.com,100,x\n")
+    refused = command(path, "--key", KEY, "--url", NOWHERE, *arguments)
+    assert (refused.exit_code, refused.stdout) == (1, "")
+    assert text in refused.stderr
+    assert "Nothing was sent." in refused.stderr
+
+
+def test_expected_sum_is_sent(system: System, account: Account, command: Run, tmp_path: Path) -> None:
+    path = write(tmp_path, "email,amount\na@example.com,100\nb@example.com,140378\n")
+    done = command(path, "--key", account.secret_key, "--url", system.base_url, "--expect", "1404.78")
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert "Amounts are read as cents: the smallest is $1.00, the largest $1,403.78." in done.stdout
+    assert system.read_paid(account) == (2, 140_478)
 
 
 # Parts
