@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 CHUNK_ROWS = 500
 CHUNK_ROWS_WHILE_OTHERS_WAIT = 250
 _TASK_S = 1.0
+_ROWS_END = 1 << 31
+"""No batch has as many rows; PostgreSQL's numbers of rows end there."""
 
 
 class StalledSearchError(Exception):
@@ -102,17 +104,26 @@ def register_batch_tasks(
     """Make the tasks known to the worker; `client` is where it is noted that the periodic one ran."""
 
     @celery.task(name=PAY_CHUNK_TASK, ignore_result=True)  # type: ignore[untyped-decorator]
-    def pay_chunk(business: str, batch: str, first: int) -> str:
-        business_id, batch_id = parse_id(IdKind.BUSINESS, business), parse_id(IdKind.BATCH, batch)
-        if business_id is None or batch_id is None or first < 0:
+    def pay_chunk(*arguments: object, **_: object) -> str:
+        chunk = _read_chunk(arguments)
+        if chunk is None:
             logger.error("a message was dropped: it names no payout batch")
             metrics.MESSAGES_DROPPED.inc()
             return "dropped"
-        return worker.work(business_id, batch_id, first)
+        return worker.work(*chunk)
 
     # An error that Celery expects is no stack trace in the log.
     @celery.task(name=FIND_STALLED_TASK, ignore_result=True, throws=(StalledSearchError,))  # type: ignore[untyped-decorator]
-    def find_stalled() -> str:
+    def find_stalled(*_: object, **__: object) -> str:
         if client is not None:
             note_periodic_run(client, idle_s)
         return worker.find_stalled(idle_s)
+
+
+def _read_chunk(arguments: tuple[object, ...]) -> tuple[UUID, UUID, int] | None:
+    """Read business, batch and row of a message, which may be anybody's: it can only start work that is due."""
+    match arguments:
+        case (str(business), str(batch), int(first)) if 0 <= first < _ROWS_END:
+            business_id, batch_id = parse_id(IdKind.BUSINESS, business), parse_id(IdKind.BATCH, batch)
+            return (business_id, batch_id, first) if business_id and batch_id else None
+    return None

@@ -42,7 +42,15 @@ from tests.core.batch_builders import (
 )
 from tests.polling import wait_until
 from tests.servers import HASH_SECRET, ROOT, Account, Servers, System, open_account
-from workers.app import BATCHES_QUEUE, FIND_STALLED_TASK, PAY_CHUNK_TASK, create_celery, send_chunk
+from workers.app import (
+    BATCHES_QUEUE,
+    FIND_STALLED_TASK,
+    PAY_CHUNK_TASK,
+    SUM_DAYS_TASK,
+    VERIFY_TASK,
+    create_celery,
+    send_chunk,
+)
 from workers.locks import BusinessLocks, lock_key
 from workers.tasks.batches import CHUNK_ROWS, PayoutBatchWorker
 
@@ -411,13 +419,18 @@ def test_malformed_messages_are_dropped_and_the_worker_goes_on(system: System) -
         (PAY_CHUNK_TASK, [business, batch_id, "0"]),
         (PAY_CHUNK_TASK, [business, batch_id, None]),
         (PAY_CHUNK_TASK, [business, batch_id, [0]]),
+        (PAY_CHUNK_TASK, [business, batch_id, 2**31]),
+        (PAY_CHUNK_TASK, [business, batch_id, 3]),  # not the row that is next
         (PAY_CHUNK_TASK, [batch_id, business, 0]),
         (PAY_CHUNK_TASK, [business, "bat_x", 0]),
         (PAY_CHUNK_TASK, [None, 5, 0]),
         (PAY_CHUNK_TASK, [{}, [], 0]),
         (FIND_STALLED_TASK, ["unexpected"]),
+        (SUM_DAYS_TASK, ["unexpected"]),
+        (VERIFY_TASK, ["unexpected"]),
         ("payouts.unknown", []),
     ]
+    before = len(system.logs())
     celery = create_celery(load_settings(system.environment))
     try:
         for task, args in wrong:
@@ -433,6 +446,7 @@ def test_malformed_messages_are_dropped_and_the_worker_goes_on(system: System) -
     finished = wait_until_finished(system.database, batch)
     assert (finished.status, finished.allocated_amount) == (BatchStatus.COMPLETED, 7)
     assert_books_balance(system.database)
+    assert "Traceback" not in system.logs()[before:]
 
 
 # Letting others go first
