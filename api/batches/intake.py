@@ -25,6 +25,7 @@ from core import metrics
 from core.batches import acceptance, reading
 from core.batches.acceptance import Accepted, ReferencesReused, ReferencesTakenError, Sorting, Submission
 from core.batches.payout_batch import PayoutBatch
+from core.batches.preview import Preview, look_ahead
 from core.database.connection import DATABASE_ERRORS, Database
 from core.ids import IdKind, format_id, new_id
 from core.messages import Outcome
@@ -100,6 +101,34 @@ class BatchIntake:
         """
         return await self.run(lambda check_time: self._accept_submission(submission, check_time, record))
 
+    async def preview(
+        self, identity: Identity, body: bytes, written_as: FileFormat | None, idempotency_key: str | None
+    ) -> Preview | Refusal | FieldErrors:
+        """Tell what a batch would do, or why it would be refused; nothing is accepted.
+
+        Raises:
+            TimeoutError: it took too long.
+
+        """
+
+        def work(check_time: Callable[[], None]) -> Preview | Refusal | FieldErrors:
+            submission = self._read(identity, body, written_as, idempotency_key, check_time)
+            if not isinstance(submission, Submission):
+                return submission
+            found = self._look_ahead(submission)
+            return _explain_references(found.rows) if isinstance(found, ReferencesReused) else found
+
+        return await self.run(work)
+
+    async def preview_submission(self, submission: Submission) -> Preview | Refusal | ReferencesReused:
+        """Tell what rows that were checked would do; nothing is accepted.
+
+        Raises:
+            TimeoutError: it took too long.
+
+        """
+        return await self.run(lambda _: self._look_ahead(submission))
+
     async def run(self, work: Callable[[Callable[[], None]], Found]) -> Found:
         """Do something that takes as long as the rows of a batch; it is given what ends it when its time is over."""
         # Whoever works on it looks at the time itself: a thread that nobody waits for would go on to accept.
@@ -122,6 +151,25 @@ class BatchIntake:
         idempotency_key: str | None,
         check_time: Callable[[], None],
     ) -> Accepted | Refusal | FieldErrors:
+        submission = self._read(identity, body, written_as, idempotency_key, check_time)
+        if not isinstance(submission, Submission):
+            return submission
+        accepted = self._accept_submission(submission, check_time, lambda *_: None)
+        return _explain_references(accepted.rows) if isinstance(accepted, ReferencesReused) else accepted
+
+    def _look_ahead(self, submission: Submission) -> Preview | Refusal | ReferencesReused:
+        found = self._database.read(lambda connection: look_ahead(connection, submission))
+        return REFUSAL_BY_OUTCOME[found] if isinstance(found, Outcome) else found
+
+    def _read(
+        self,
+        identity: Identity,
+        body: bytes,
+        written_as: FileFormat | None,
+        idempotency_key: str | None,
+        check_time: Callable[[], None],
+    ) -> Submission | Refusal | FieldErrors:
+        """Check who hands a batch in, and all of its rows."""
         check_time()
         refusal = find_refusal(self._database, identity, has_name=idempotency_key is not None)
         if refusal is responses.UNAUTHORIZED:
@@ -131,9 +179,7 @@ class BatchIntake:
         rows = parse_rows(body, written_as, check_time)
         if not isinstance(rows, list):
             return refusal or (responses.NOT_AN_OBJECT if isinstance(rows, NotAnObject) else rows)
-        submission = Submission.of(identity.business_id, identity.api_key_id, rows, idempotency_key)
-        accepted = self._accept_submission(submission, check_time, lambda *_: None)
-        return _explain_references(accepted.rows) if isinstance(accepted, ReferencesReused) else accepted
+        return Submission.of(identity.business_id, identity.api_key_id, rows, idempotency_key)
 
     def _accept_submission(
         self, submission: Submission, check_time: Callable[[], None], record: Callable[[Connection, PayoutBatch], None]
