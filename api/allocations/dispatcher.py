@@ -304,6 +304,8 @@ class Dispatcher:
         """
         if reply is None or len(reply) != len(sent):
             return
+        if Outcome.EXPIRED in reply:
+            self._clock.doubt()
         for pending, outcome in zip(sent, reply, strict=True):
             if outcome is Outcome.FAILED:
                 continue

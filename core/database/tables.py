@@ -57,10 +57,14 @@ businesses = Table(
     _timestamp("created_at"),
     # In cents: the dashboard warns when less is free to allocate.
     Column("low_balance_threshold", BigInteger, nullable=True),
+    # No allocation whose deadline (microseconds since 1970) is at or before it is ever paid.
+    Column("fence_us", BigInteger, nullable=False, server_default="0"),
     CheckConstraint("mode IN ('live', 'test')", name="mode"),
     CheckConstraint("balance >= 0", name="balance"),
     CheckConstraint("payout_balance >= 0", name="payout_balance"),
     CheckConstraint("reserved_balance >= 0", name="reserved_balance"),
+    # For the latest fence of all; most businesses have none.
+    Index("ix_businesses_fence_us", "fence_us", postgresql_where=sa.text("fence_us > 0")),
 )
 
 api_keys = Table(

@@ -13,6 +13,8 @@ class BusinessState:
 
     payout_balance_cents: int
     payouts_enabled: bool
+    fence_us: int = 0
+    """No allocation whose deadline is at or before it is ever paid, whatever the clock says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,8 @@ class Decision:
     outcomes: list[Outcome]
     entries: list[Entry]
     claims: list[Claim] = field(default_factory=list)
+    fences_us: dict[UUID, int] = field(default_factory=dict)
+    """By business id, up to where its fence has to be raised before the outcome `expired` is told."""
 
 
 def decide(state: LockedState, allocations: Iterable[Allocation]) -> Decision:
@@ -88,6 +92,7 @@ def decide(state: LockedState, allocations: Iterable[Allocation]) -> Decision:
     outcomes: list[Outcome] = []
     entries: list[Entry] = []
     claims: list[Claim] = []
+    fences_us: dict[UUID, int] = {}
     for allocation in allocations:
         outcome = _outcome(state, balances, allocated_keys, uses, allocation)
         outcomes.append(outcome)
@@ -96,6 +101,9 @@ def decide(state: LockedState, allocations: Iterable[Allocation]) -> Decision:
                 Claim(allocation, uses[allocation.business_id, str(allocation.idempotency_key)].allocation_id)
             )
         if outcome is not Outcome.ALLOCATED or allocation.key in allocated_keys:
+            if outcome is Outcome.EXPIRED and _expired_by_clock_alone(state, allocation):
+                business_id = allocation.business_id
+                fences_us[business_id] = max(fences_us.get(business_id, 0), allocation.deadline_us)
             continue
         balances[allocation.business_id] -= allocation.amount_cents
         allocated_keys.add(allocation.key)
@@ -105,7 +113,7 @@ def decide(state: LockedState, allocations: Iterable[Allocation]) -> Decision:
             attempt = uses[key].attempt + 1 if key in uses else 0
             uses[key] = IdempotencyUse(allocation.id, allocation.email, allocation.amount_cents, attempt)
         entries.append(Entry(allocation, balances[allocation.business_id], attempt))
-    return Decision(outcomes, entries, claims)
+    return Decision(outcomes, entries, claims, fences_us)
 
 
 def _outcome(
@@ -123,6 +131,8 @@ def _outcome(
     if allocation.key in state.withdrawn_keys or state.now_us > allocation.deadline_us:
         return Outcome.EXPIRED
     business = state.businesses.get(allocation.business_id)
+    if business is not None and allocation.deadline_us <= business.fence_us:
+        return Outcome.EXPIRED
     if business is None or (allocation.business_id, allocation.api_key_id) not in state.live_api_keys:
         return Outcome.UNAUTHORIZED
     if allocation.idempotency_key is not None:
@@ -135,3 +145,10 @@ def _outcome(
     if allocation.amount_cents > balances[allocation.business_id]:
         return Outcome.INSUFFICIENT_BALANCE
     return Outcome.ALLOCATED
+
+
+def _expired_by_clock_alone(state: LockedState, allocation: Allocation) -> bool:
+    """Tell whether a clock that goes back would let the allocation be paid."""
+    business = state.businesses.get(allocation.business_id)
+    is_past = state.now_us > allocation.deadline_us and allocation.key not in state.withdrawn_keys
+    return is_past and business is not None and allocation.deadline_us > business.fence_us

@@ -3,9 +3,9 @@
 Those of the hot path go to the driver itself, which can send several before it waits (`Database.pipeline`).
 """
 
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 from uuid import UUID
 
 import psycopg
@@ -26,7 +26,7 @@ class LedgerError(Exception):
 
 # In id order, so that two groups can never wait for each other in a circle.
 _LOCK_BUSINESSES = """
-    SELECT id, payout_balance, payouts_enabled
+    SELECT id, payout_balance, payouts_enabled, fence_us
     FROM businesses
     WHERE id = ANY(%(business_ids)s::uuid[])
     ORDER BY id
@@ -89,6 +89,23 @@ _READ_CLAIMS = """
     SELECT business_id, id, withdrawn_at IS NOT NULL
     FROM unnest(%(business_ids)s::uuid[], %(ids)s::uuid[]) AS wanted (business_id, id)
     JOIN claims USING (business_id, id)
+"""
+
+_READ_COMMITTED = """
+    SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS bigint), id, EXISTS (
+        SELECT FROM payout_transactions
+        WHERE payout_transactions.business_id = wanted.business_id AND payout_transactions.id = wanted.id
+        OFFSET 0
+    )
+    FROM unnest(%(business_ids)s::uuid[], %(ids)s::uuid[]) AS wanted (business_id, id)
+"""
+
+# The row is locked already. A fence is never lowered.
+_RAISE_FENCES = """
+    UPDATE businesses
+    SET fence_us = wanted.fence_us
+    FROM unnest(%(business_ids)s::uuid[], %(fences)s::bigint[]) AS wanted (id, fence_us)
+    WHERE businesses.id = wanted.id AND businesses.fence_us < wanted.fence_us
 """
 
 # Credits, history and debits are made of the same rows, so that none can be written without the others.
@@ -195,43 +212,83 @@ def allocate(connection: Connection, hash_secret: bytes, allocations: Sequence[A
     if not allocations:
         return []
     driver = driver_of(connection)
-    decision = decide(_lock_and_read(driver, allocations, with_uses=True), allocations)
+    decision = decide(_lock_and_read(driver, allocations), allocations)
     if decision.entries:
         _write(driver, hash_secret, decision.entries)
     if decision.claims:
         _write_claims(driver, decision.claims)
+    if decision.fences_us:
+        raise_fences(driver, decision.fences_us)
     send_all(driver)
     return decision.outcomes
 
 
+class Call(Protocol):
+    """What resolving has to know of an allocation: which one it is, and its deadline."""
+
+    @property
+    def id(self) -> UUID:
+        """The allocation's id."""
+
+    @property
+    def business_id(self) -> UUID:
+        """The business that is asked to pay."""
+
+    @property
+    def deadline_us(self) -> int:
+        """Microseconds since 1970, by the database's clock."""
+
+
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """What is certain about some allocations behind their businesses' locks, at `now_us` by the database's clock."""
+    """What is certain about some calls behind their businesses' locks, at `now_us` by the database's clock."""
 
     now_us: int
-    history_keys: Set[tuple[UUID, UUID]]
-    claimed_keys: Set[tuple[UUID, UUID]]
+    fences_us: Mapping[UUID, int]
+    """By business id."""
+    history_ids: Set[UUID]
+    claimed_ids: Set[UUID]
+    withdrawn_ids: Set[UUID]
+    """Of calls that were answered 500 although they had committed, and are taken back already."""
 
 
-def find_committed(connection: Connection, allocations: Sequence[Allocation]) -> Committed:
-    """Lock the businesses, then look up which allocations are in the history or were replays.
+def find_committed(connection: Connection, calls: Sequence[Call]) -> Committed:
+    """Lock the businesses, then look up which calls are in the history or were replays.
 
-    Behind the lock no worker is in the middle of one of them: whatever is not here at a time past its
-    deadline will never be.
+    Behind the lock no worker is in the middle of one of them.
     """
-    state = _lock_and_read(driver_of(connection), allocations, with_uses=False)
-    return Committed(state.now_us, state.history_keys, state.claimed_keys)
+    driver = driver_of(connection)
+    locked = driver.execute(_LOCK_BUSINESSES, {"business_ids": uuid_array({each.business_id for each in calls})})
+    keys = {
+        "business_ids": uuid_array(each.business_id for each in calls),
+        "ids": uuid_array(each.id for each in calls),
+    }
+    fences_us = {business_id: fence_us for business_id, _, _, fence_us in locked}
+    rows = driver.execute(_READ_COMMITTED, keys).fetchall()
+    claims = driver.execute(_READ_CLAIMS, keys).fetchall()
+    return Committed(
+        now_us=rows[0][0] if rows else 0,
+        fences_us=fences_us,
+        history_ids={id_ for _, id_, is_in_history in rows if is_in_history},
+        claimed_ids={id_ for _, id_, is_withdrawn in claims if not is_withdrawn},
+        withdrawn_ids={id_ for _, id_, is_withdrawn in claims if is_withdrawn},
+    )
 
 
-def withdraw(connection: Connection, allocation: Allocation) -> bool:
+def raise_fences(driver: psycopg.Connection, fences_us: Mapping[UUID, int]) -> None:
+    """Raise the fences of businesses whose rows are locked: what has an earlier deadline is never paid."""
+    driver.execute(_RAISE_FENCES, {"business_ids": uuid_array(fences_us), "fences": integer_array(fences_us.values())})
+
+
+def withdraw(connection: Connection, call: Call) -> bool:
     """Take back what a call committed that was answered 500; return whether money moved.
 
     What it allocated is given back to the business, with a history row of type `reversal`, which frees the
     idempotency key; but not while another call with the same key counts on it, having been answered 201.
     """
-    business_id = allocation.business_id
+    business_id = call.business_id
     driver_of(connection).execute(_LOCK_BUSINESSES, {"business_ids": uuid_array([business_id])})
-    withdrawn = connection.execute(_WITHDRAW, {"business_id": business_id, "id": allocation.id}).scalar_one_or_none()
+    withdrawn = connection.execute(_WITHDRAW, {"business_id": business_id, "id": call.id}).scalar_one_or_none()
     if withdrawn is None:
         return False
     key = {"business_id": business_id, "id": withdrawn}
@@ -246,11 +303,8 @@ def withdraw(connection: Connection, allocation: Allocation) -> bool:
     return True
 
 
-def _lock_and_read(driver: psycopg.Connection, allocations: Sequence[Allocation], *, with_uses: bool) -> LockedState:
-    """Lock the businesses and read all that a decision depends on; in a pipeline, in one round trip.
-
-    Without the uses of idempotency keys, the state tells what is committed, not what may be.
-    """
+def _lock_and_read(driver: psycopg.Connection, allocations: Sequence[Allocation]) -> LockedState:
+    """Lock the businesses and read all that a decision depends on; in a pipeline, in one round trip."""
     api_keys = list({(allocation.business_id, allocation.api_key_id) for allocation in allocations})
     keys = [allocation.key for allocation in allocations]
     # Only calls with an idempotency key can be replays.
@@ -275,7 +329,6 @@ def _lock_and_read(driver: psycopg.Connection, allocations: Sequence[Allocation]
         claims = driver.execute(
             _READ_CLAIMS, {"business_ids": keyed_business_ids, "ids": uuid_array(each.id for each in keyed)}
         )
-    if keyed and with_uses:
         idempotency_keys = text_array(each.idempotency_key for each in keyed)
         uses = driver.execute(
             _READ_IDEMPOTENCY_USES, {"business_ids": keyed_business_ids, "idempotency_keys": idempotency_keys}
@@ -290,7 +343,7 @@ def _lock_and_read(driver: psycopg.Connection, allocations: Sequence[Allocation]
         (withdrawn_keys if is_withdrawn else claimed_keys).add((business_id, id_))
     return LockedState(
         now_us=now_us,
-        businesses={id_: BusinessState(balance, enabled) for id_, balance, enabled in locked},
+        businesses={id_: BusinessState(*business) for id_, *business in locked},
         live_api_keys={api_keys[position - 1] for position in live_positions},
         history_keys={keys[position - 1] for position in committed_positions},
         claimed_keys=claimed_keys,

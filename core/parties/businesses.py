@@ -3,7 +3,7 @@
 Each function runs inside the caller's transaction.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
 from uuid import UUID
 
@@ -43,6 +43,9 @@ class Business:
     created_at: datetime
     low_balance_threshold: int | None
     """Where less is free to allocate, the dashboard warns."""
+
+
+_FIELDS = [field.name for field in fields(Business)]
 
 
 def create_business(connection: Connection, name: str, *, payouts_enabled: bool) -> Business:
@@ -202,5 +205,5 @@ def lock_business(connection: Connection, business_id: UUID) -> Business:
 
 
 def _business(row: sa.Row[tuple[object, ...]]) -> Business:
-    values = row._asdict()
+    values = {name: row._mapping[name] for name in _FIELDS}
     return Business(**values | {"mode": Mode(values["mode"])})
