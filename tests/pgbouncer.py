@@ -35,7 +35,7 @@ tcp_user_timeout = 3000
 
 
 def pgbouncer_settings(pool_size: int = 20) -> str:
-    """Return how it is set up; README shows the same."""
+    """Return how it is set up; docs/operations/scaling.md shows the same."""
     return _SETTINGS.format(pool_size=pool_size)
 
 

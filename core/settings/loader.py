@@ -42,7 +42,7 @@ def _seconds(description: str) -> Meta:
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """Every setting, with its unit in its name. README's table has these descriptions."""
+    """Every setting, with its unit in its name. docs/reference/settings.md shows these descriptions."""
 
     environment: Annotated[
         Literal["development", "production"],

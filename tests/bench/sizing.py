@@ -1,6 +1,6 @@
 """`python -m tests.bench.sizing`: what an allocation takes on disk and in the log, and a process in memory.
 
-README's section on sizing has what it prints. The rows are written by the ledger itself, in batches of 500.
+docs/operations/scaling.md has what it prints. The rows are written by the ledger itself, in batches of 500.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""README's table, the alerts, the dashboard and the code name the same metrics."""
+"""The alerts, the dashboard and the code name the same metrics."""
 
 import json
 import re
@@ -9,17 +9,15 @@ from typing import Any
 
 import pytest
 import yaml
-from prometheus_client.metrics import MetricWrapperBase
 
 from core import metrics
 from core.messages import Outcome
+from tests.docs.reference_pages import DEFINED, describe_metric
 from tests.servers import ROOT
 
 MONITORING = ROOT / "monitoring"
-README = (ROOT / "README.md").read_text()
 ALERTS = yaml.safe_load((MONITORING / "alerts.yml").read_text())
 DASHBOARD = json.loads((MONITORING / "grafana/dashboards/payouts.json").read_text())
-DEFINED = [each for each in vars(metrics).values() if isinstance(each, MetricWrapperBase | metrics.Measured)]
 SUFFIXES = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"], "gauge": [""]}
 OTHERS = {"up", "ALERTS", "process_cpu_seconds_total", "process_resident_memory_bytes"}
 
@@ -28,35 +26,9 @@ needs_promtool = pytest.mark.skipif(
 )
 
 
-def describe(metric: Any) -> tuple[str, str, list[str], str]:
-    """Name, type, labels and help text; the name as Prometheus shows it."""
-    (family,) = metric.describe()
-    labels = metric._labelnames if isinstance(metric, MetricWrapperBase) else metric._family[2]
-    return family.name + ("_total" if family.type == "counter" else ""), family.type, list(labels), family.documentation
-
-
-def rows() -> Iterator[str]:
-    of_api = {family.name for family in metrics.API.collect()}
-    for metric in DEFINED:
-        name, kind, labels, documentation = describe(metric)
-        (family,) = metric.describe()
-        where = "API" if family.name in of_api else "workers"
-        yield f"| `{name}` | {kind} | {', '.join(f'`{label}`' for label in labels)} | {documentation} | {where} |"
-
-
-@pytest.mark.parametrize("row", list(rows()))
-def test_readme_documents_every_metric(row: str) -> None:
-    assert row in README
-
-
-def test_readme_documents_no_metric_that_is_gone() -> None:
-    names = [describe(metric)[0] for metric in DEFINED]
-    assert re.findall(r"^\| `(payouts_\w+)` \|", README, re.MULTILINE) == names
-
-
-@pytest.mark.parametrize("metric", DEFINED, ids=lambda metric: describe(metric)[0])
+@pytest.mark.parametrize("metric", DEFINED, ids=lambda metric: describe_metric(metric)[0])
 def test_metrics_have_a_unit_a_help_text_and_few_labels(metric: Any) -> None:
-    name, _, labels, documentation = describe(metric)
+    name, _, labels, documentation = describe_metric(metric)
     assert re.fullmatch(r"payouts_[a-z_]+", name)
     assert documentation
     assert "ms" not in name.split("_")

@@ -31,7 +31,8 @@ SECRETS = ["db-password", "redis-password", "broker-password", "hash secret of"]
 
 def files_that_show_settings() -> list[str]:
     tests = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests").rglob("*.py"))
-    return ["README.md", "docker-compose.yml", "Procfile", ".ci/run", *tests]
+    pages = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))
+    return ["README.md", *pages, "docker-compose.yml", "Procfile", ".ci/run", *tests]
 
 
 def load(**settings: str) -> Settings:
