@@ -59,3 +59,8 @@ def email_digest(hash_secret: bytes, normalised_email: str) -> str:
 def message_key(hash_secret: bytes) -> bytes:
     """Derive the key that seals messages between API and workers; it reveals nothing of the hash secret."""
     return hmac.digest(hash_secret, b"payouts message\0", "sha256")
+
+
+def record_key(hash_secret: bytes) -> bytes:
+    """Derive the key that seals records of what is in doubt; it reveals nothing of the hash secret."""
+    return hmac.digest(hash_secret, b"payouts in doubt\0", "sha256")

@@ -120,7 +120,7 @@ def load_rows(connection: Connection, hash_secret: bytes, submission: Submission
 
 
 def accept(connection: Connection, submission: Submission, batch_id: UUID) -> Accepted | Outcome:
-    """Reserve the money for a batch whose rows were loaded in the same transaction.
+    """Reserve the money for a batch whose rows were loaded in the same transaction; it is not released yet.
 
     Anything but a new batch is for the caller to roll back, rows and all.
     """
@@ -150,6 +150,7 @@ def accept(connection: Connection, submission: Submission, batch_id: UUID) -> Ac
             amount=amount,
             idempotency_key=submission.idempotency_key,
             request_digest=submission.digest,
+            released_at=None,
         )
     )
     created = find_batch(connection, submission.business_id, batch_id)

@@ -59,3 +59,5 @@ class PayoutBatch:
     created_at: datetime
     updated_at: datetime
     finished_at: datetime | None
+    released_at: datetime | None
+    """From then on workers pay it; before, its caller may still be answered 500."""

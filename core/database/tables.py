@@ -191,6 +191,9 @@ payout_batches = Table(
     _timestamp("created_at"),
     _timestamp("updated_at"),
     _timestamp("finished_at", nullable=True),
+    # Workers pay what is released: its caller is not answered 500 any more. The default is for processes of the release
+    # before.
+    Column("released_at", TIMESTAMP(timezone=True), nullable=True, server_default=sa.func.now()),
     CheckConstraint("status IN ('queued', 'processing', 'completed', 'cancelled')", name="status"),
     CheckConstraint("processed BETWEEN 0 AND total", name="processed"),
     CheckConstraint("allocated_amount BETWEEN 0 AND amount", name="allocated_amount"),
