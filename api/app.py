@@ -47,7 +47,7 @@ from core.errors import UserError
 from core.garbage_collection import spare_what_stays
 from core.logging.setup import Logs
 from core.messages import GroupCodec
-from core.settings.loader import Settings, load_settings, warn_of_unknown_variables
+from core.settings.loader import Settings, load_settings, warn_of_doubtful_variables
 from core.tracing import is_wanted, start_tracing, warn_where_missing
 from workers.app import ALLOCATE_TASK, PAY_CHUNK_TASK, create_celery
 from workers.servers import open_async_redis
@@ -214,7 +214,7 @@ def create_app_from_environment() -> ASGIApp:
     # A batch is published by a thread, which must not wait 5 ms for the event loop each time it wants to go on.
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     try:
-        warn_of_unknown_variables()
+        warn_of_doubtful_variables()
         settings = load_settings()
         Logs.configure("web", log_format=settings.log_format, log_level=settings.log_level)
         with _ending_at_signals(), create_celery(settings) as celery:

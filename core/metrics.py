@@ -80,7 +80,7 @@ def _is_alive(pid: int) -> bool:
 _share_with_siblings()
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
-IS_SHARED: bool = values.ValueClass._multiprocess
+IS_SHARED = any(name in os.environ for name in (_DIRECTORY_VARIABLE, _DIRECTORY_VARIABLE.lower()))
 """Whether several processes answer with their sum."""
 
 API = CollectorRegistry()

@@ -3,9 +3,9 @@
 import logging
 import time
 from collections.abc import Callable
-from urllib.parse import urlsplit
 
 from core.errors import UserError
+from core.settings.server_urls import UrlError, read_url
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def address_of(url: str) -> str:
 
 def _address_of(url: str) -> str:
     try:
-        parts = urlsplit(url)
-    except ValueError:
+        parts = read_url(url)
+    except UrlError:
         return ""
-    return parts.netloc.rpartition("@")[2] or parts.path
+    return parts.hosts or parts.path

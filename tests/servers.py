@@ -16,8 +16,8 @@ from uuid import UUID, uuid4
 
 import httpx
 import sqlalchemy as sa
-from honcho.environ import parse_procfile
 
+from api.local.procfile import parse_procfile
 from api.local.servers import EmbeddedPostgres, EmbeddedValkey, find_free_port
 from core.credentials import KeyKind
 from core.database.connection import Database
@@ -213,7 +213,7 @@ def run_system(servers: Servers, parts: Parts | None = None, /, **settings: str)
         }
         system = System(f"http://127.0.0.1:{port}", environment, database, log_dir)
         try:
-            for name, command in parse_procfile((ROOT / "Procfile").read_text()).processes.items():
+            for name, command in parse_procfile((ROOT / "Procfile").read_text()).items():
                 if name in parts.without:
                     continue
                 if name == "flower" and "flower_password" not in settings:

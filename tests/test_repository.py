@@ -1,5 +1,6 @@
 """What is written down twice agrees: documentation, compose file, Procfile, constraints and code."""
 
+import importlib.metadata
 import re
 import shutil
 import subprocess
@@ -9,8 +10,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from honcho.environ import parse_procfile
+from click.testing import CliRunner
 
+from api.cli.main import cli
+from api.local.procfile import parse_procfile
+from core.version import VERSION
 from tests.pgbouncer import pgbouncer_settings
 from tests.servers import ROOT
 
@@ -23,7 +27,7 @@ def test_documentation_shows_the_settings_of_pgbouncer_that_the_tests_run_with()
     assert shown[1] == pgbouncer_settings()
 
 
-PROCFILE: dict[str, str] = parse_procfile((ROOT / "Procfile").read_text()).processes
+PROCFILE: dict[str, str] = parse_procfile((ROOT / "Procfile").read_text())
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SECRETS_COMPOSE = yaml.safe_load((ROOT / "docker-compose.secrets.yml").read_text())
 OWN_SERVICES = [*PROCFILE, "migrate"]
@@ -117,7 +121,7 @@ def test_nothing_else_is_at_the_top() -> None:
         "README.md", "SECURITY.md", "api", "constraints.txt", "core", "docker-compose.secrets.yml",
         "docker-compose.yml", "docs", "monitoring", "pyproject.toml", "tests", "workers",
     }  # fmt: skip
-    generated = {".git", ".venv", ".payouts", ".pytest_cache", ".mypy_cache", ".ruff_cache", ".hypothesis",
+    generated = {".git", ".coverage", ".venv", ".payouts", ".pytest_cache", ".mypy_cache", ".ruff_cache", ".hypothesis",
         ".import_linter_cache", "payouts.egg-info", "dist", "build", ".env", "secrets"}  # fmt: skip
     assert {path.name for path in ROOT.iterdir()} - generated == expected
 
@@ -127,3 +131,27 @@ def test_imports_run_one_way() -> None:
         [Path(sys.executable).parent / "lint-imports", "--no-cache"], cwd=ROOT, capture_output=True, text=True
     )
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_there_is_one_version() -> None:
+    """That of the package, of `payouts --version`, of the OpenAPI document, and of the changelog's newest section."""
+    assert VERSION == "0.2.0"
+    assert importlib.metadata.version("payouts") == VERSION, "install it again: .venv/bin/pip install -e ."
+    shown = CliRunner().invoke(cli, ["--version"])
+    assert shown.output == f"payouts, version {VERSION}\n"
+    assert re.search(rf"^(Becomes {VERSION}\.|## \[{VERSION}\] - )", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("package", ["api", "core", "workers"])
+def test_package_tells_type_checkers_that_it_is_typed(package: str) -> None:
+    assert (ROOT / package / "py.typed").read_text() == ""
+
+
+@pytest.mark.parametrize(
+    "arguments", [["api", "core", "workers"], ["tests", "--exclude", r"^\.venv", "--ignore", "DEP002,DEP004"]]
+)
+def test_everything_that_is_imported_is_declared(arguments: list[str]) -> None:
+    checked = subprocess.run(
+        [Path(sys.executable).with_name("deptry"), *arguments], cwd=ROOT, capture_output=True, text=True
+    )
+    assert checked.returncode == 0, checked.stderr

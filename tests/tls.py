@@ -1,7 +1,5 @@
 """Certificates of the tests' own, and TLS in front of a server that has none."""
 
-import datetime
-import ipaddress
 import socket
 import ssl
 import threading
@@ -10,10 +8,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
+import trustme
 
 _CHUNK_BYTES = 65_536
 
@@ -29,40 +24,12 @@ class Authority:
 
 def make_authority(directory: Path, *, address: str = "127.0.0.1") -> Authority:
     """Make a CA, and a certificate of it for the server at an address."""
-    ca_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
-    ca_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"CA of {directory.name}")])
-    now = datetime.datetime.now(datetime.UTC)
-
-    def build(subject: x509.Name, public_key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
-        return (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(ca_name)
-            .public_key(public_key)
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(hours=1))
-            .not_valid_after(now + datetime.timedelta(hours=1))
-        )
-
-    ca = (
-        build(ca_name, ca_key.public_key())
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(ca_key, hashes.SHA256())
-    )
-    certificate = (
-        build(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "server")]), key.public_key())
-        .add_extension(
-            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(address))]),
-            critical=False,
-        )
-        .sign(ca_key, hashes.SHA256())
-    )
+    ca = trustme.CA(organization_name=f"CA of {directory.name}")
+    server = ca.issue_cert(address)
     authority = Authority(directory / "ca.pem", directory / "server.pem", directory / "server.key")
-    authority.ca_file.write_bytes(ca.public_bytes(serialization.Encoding.PEM))
-    authority.certificate_file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    authority.key_file.write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
+    ca.cert_pem.write_to_path(authority.ca_file)
+    server.cert_chain_pems[0].write_to_path(authority.certificate_file)
+    server.private_key_pem.write_to_path(authority.key_file)
     directory.chmod(0o755)
     authority.key_file.chmod(0o644)
     return authority

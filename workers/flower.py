@@ -28,7 +28,7 @@ from core.settings.loader import (
     SettingsError,
     load_settings,
     variable_name,
-    warn_of_unknown_variables,
+    warn_of_doubtful_variables,
 )
 from workers.app import create_celery
 from workers.startup import wait_for_servers
@@ -159,7 +159,7 @@ def _stop(*_: object) -> NoReturn:
 def main() -> None:
     """Run Flower; what the user can put right is one line for each mistake."""
     try:
-        warn_of_unknown_variables()
+        warn_of_doubtful_variables()
         settings = load_settings()
         Logs.configure("flower", log_format=settings.log_format, log_level=settings.log_level)
         # What others say for each request, and of workers that are away.

@@ -15,7 +15,7 @@ from core.errors import UserError
 from core.garbage_collection import spare_what_stays
 from core.logging.setup import Logs
 from core.messages import GroupCodec
-from core.settings.loader import Settings, load_settings, warn_of_unknown_variables
+from core.settings.loader import Settings, load_settings, warn_of_doubtful_variables
 from core.tracing import is_wanted, start_tracing, warn_where_missing
 from workers import metrics
 from workers.app import create_celery
@@ -46,7 +46,7 @@ def create_worker(settings: Settings) -> Celery:
     register_batch_tasks(celery, batch_worker, settings.batch_stalled_after_s, client)
     register_verification_task(celery, BooksVerifier(settings, client))
     metrics.watch(settings, database)
-    register_day_sum_tasks(celery, DaySummer(database, transaction_timeout_s=settings.transaction_timeout_s))
+    register_day_sum_tasks(celery, DaySummer(database))
     return celery
 
 
@@ -101,7 +101,7 @@ IMPORTED_BY_NAME = (ReplyBackend, PeriodicTasks)
 warnings.filterwarnings("ignore", category=SecurityWarning)
 
 try:
-    warn_of_unknown_variables()
+    warn_of_doubtful_variables()
     settings = load_settings()
     app = create_worker(settings)
 except UserError as error:

@@ -2,7 +2,7 @@
 
 import ssl
 from typing import Any
-from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.parse import quote
 
 import redis.asyncio
 from kombu.transport import TRANSPORT_ALIASES
@@ -11,7 +11,14 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from core.settings.loader import Settings
-from core.settings.server_urls import SentinelUrl, parse_sentinel_url, split_urls, tls_options, uses_tls
+from core.settings.server_urls import (
+    SentinelUrl,
+    parse_sentinel_url,
+    split_urls,
+    tls_options,
+    uses_tls,
+    without_query,
+)
 
 # By name, because kombu decides by the name whether to use TLS.
 TRANSPORT_ALIASES.update(
@@ -75,7 +82,7 @@ def broker_configuration(settings: Settings) -> dict[str, Any]:
     # emulated on Redis can end a worker when the broker goes away.
     options["ack_emulation"] = False
     if uses_tls(url):
-        url = urlunsplit(urlsplit(url)._replace(query=""))
+        url = without_query(url)
     sentinels = parse_sentinel_url(settings.broker_url)
     if sentinels is not None:
         url = _kombu_url(sentinels)
@@ -106,7 +113,7 @@ def _rabbitmq_configuration(settings: Settings) -> dict[str, Any]:
         "checks_hostname": checks_name,
     }
     return {
-        "broker_url": ";".join(urlunsplit(urlsplit(url)._replace(query="")) for url in urls),
+        "broker_url": ";".join(map(without_query, urls)),
         "broker_transport_options": _one_attempt()
         | {
             "max_retries": len(urls) - 1,  # one attempt at each node

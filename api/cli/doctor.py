@@ -32,7 +32,7 @@ from core.settings.loader import (
     FILE_SUFFIX,
     Settings,
     SettingsError,
-    find_unknown_variables,
+    find_doubtful_variables,
     load_settings,
     variable_name,
 )
@@ -98,7 +98,7 @@ def run_doctor(data_dir: Path | None, url: str | None, *, as_json: bool) -> int:
         findings += [Finding("settings", Status.PROBLEM, mistake, fix) for mistake in error.mistakes]
         exit_code = 2
     else:
-        unknown = find_unknown_variables(variables)
+        unknown = find_doubtful_variables(variables)
         fix = "correct the name, or take it out"
         findings += [Finding("settings", Status.WARNING, text, fix) for text in unknown] or [
             Finding("settings", Status.OK, "all settings fit")

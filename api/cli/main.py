@@ -1,7 +1,6 @@
 """The command line `payouts`: one line for each known error, and nothing slow imported before it is needed."""
 
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
 
@@ -10,6 +9,7 @@ import rich_click as click
 from api.local.data_dir import DEFAULT_DATA_DIR
 from api.local.up import run_up
 from core.errors import UserError
+from core.version import VERSION
 
 
 def main() -> NoReturn:
@@ -49,7 +49,7 @@ class _LazyGroup(click.RichGroup):
 
 
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(version("payouts"), package_name="payouts")
+@click.version_option(VERSION, prog_name="payouts")
 def cli() -> None:
     """Pay people by e-mail."""
 

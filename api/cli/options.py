@@ -26,13 +26,13 @@ from core.settings.loader import (
     load_database_url,
     load_startup_timeout_s,
     variable_name,
-    warn_of_unknown_variables,
+    warn_of_doubtful_variables,
 )
 
 Document = dict[str, Any] | list[dict[str, Any]]
 _DATABASE_URL = variable_name("database_url")
 _DATABASE_POOLER = variable_name("database_pooler")
-# Whoever sums the history relies on it: a transaction that writes to it does not take a minute.
+# A transaction that writes holds a business's row, for which its payouts wait.
 _TRANSACTION_TIMEOUT_S = 30
 
 
@@ -102,7 +102,7 @@ def _add_options(
 
 
 def _open_database(data_dir: Path | None, transaction_timeout_s: float | None) -> Database:
-    warn_of_unknown_variables()
+    warn_of_doubtful_variables()
     variables: Mapping[str, str] = os.environ
     url = load_database_url()
     if data_dir is not None or not url:

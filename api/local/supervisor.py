@@ -11,8 +11,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from honcho.environ import parse_procfile
-
+from api.local.procfile import parse_procfile
 from core.errors import UserError
 
 _RESTART_AFTER_S = 1.0
@@ -117,7 +116,7 @@ class Supervisor:
         left_out: Collection[str] = (),
         on_start: Callable[[int], None] | None = None,
     ) -> None:
-        commands: dict[str, str] = parse_procfile(procfile.read_text()).processes
+        commands: dict[str, str] = parse_procfile(procfile.read_text())
         width = max(len(name) for name in commands)
         self._processes = [
             SupervisedProcess(name, command, environment, name_width=width, is_optional=name in optional)

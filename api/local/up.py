@@ -21,14 +21,14 @@ from api.local.supervisor import Server, Supervisor, print_line
 from core.errors import UserError
 from core.money import format_dollars
 from core.settings.loader import (
-    PREFIX,
     Settings,
     load_settings,
     read_secret_files,
     setting_variables,
     variable_name,
-    warn_of_unknown_variables,
+    warn_of_doubtful_variables,
 )
+from core.settings.replaced import PREFIX
 from core.startup import WaitingEndedError
 
 PROCFILE = Path(__file__).resolve().parents[2] / "Procfile"
@@ -149,7 +149,7 @@ def _choose_flower_port(variables: dict[str, str]) -> None:
 
 def _read_variables(data_dir: DataDir) -> dict[str, str]:
     """Return the `PAYOUTS_…` variables of the environment, checked as far as they go before servers are started."""
-    warn_of_unknown_variables()
+    warn_of_doubtful_variables()
     names = setting_variables()
     variables = read_secret_files({name: value for name, value in os.environ.items() if name in names})
     if _HASH_SECRET not in variables:

@@ -26,6 +26,7 @@ from core.emails import EMAIL_MAX_CHARACTERS
 from core.ledger.history import TransactionType
 from core.money import ALLOCATION_MAX_CENTS
 from core.parties.payout_users import UserStatus
+from core.version import VERSION
 
 PATHS = ("/schema", "/schema/openapi.json")
 
@@ -137,7 +138,7 @@ def make_document() -> _Json:
         "openapi": "3.1.0",
         "info": {
             "title": "Payouts",
-            "version": "1",
+            "version": VERSION,
             "description": "Pay people by e-mail. Money is an integer number of cents, everywhere.",
         },
         "paths": {

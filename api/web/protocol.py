@@ -8,7 +8,6 @@ from weakref import WeakKeyDictionary
 
 import httptools
 import msgspec
-from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from api.web.responses import BAD_REQUEST, HEAD_TOO_LARGE, Refusal
@@ -170,7 +169,7 @@ class HTTPProtocol(HttpToolsProtocol):
         if is_last and self._refusal is not None:
             self._send_refusal(self._refusal)
 
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._begun = cycle
         super()._start_asgi_task(cycle, app)
 

@@ -35,6 +35,7 @@ _LOCK_BATCH = """
 _PAY = """
     WITH item AS MATERIALIZED (
         SELECT id, email, hash_digest, amount,
+            %(last_sequence)s::bigint + row_number() OVER (ORDER BY position) AS sequence,
             sum(amount) OVER (PARTITION BY email ORDER BY position DESC) - amount AS later_credits
         FROM payout_batch_items
         WHERE business_id = %(business_id)s AND batch_id = %(batch_id)s
@@ -49,17 +50,18 @@ _PAY = """
         RETURNING email, id, balance
     ), written AS (
         INSERT INTO payout_transactions (
-            business_id, id, type, payout_user_id, amount, payout_balance_after, user_balance_after, batch_id
+            business_id, id, type, payout_user_id, amount, payout_balance_after, user_balance_after, batch_id, sequence
         )
         SELECT %(business_id)s, item.id, 'allocation', credited.id, amount, %(payout_balance)s,
-            balance - later_credits, %(batch_id)s
+            balance - later_credits, %(batch_id)s, sequence
         FROM item
         JOIN credited USING (email)
         RETURNING amount
     ), debit AS (
         SELECT count(*) AS rows, sum(amount) AS amount FROM written
     ), business AS (
-        UPDATE businesses SET reserved_balance = reserved_balance - debit.amount
+        UPDATE businesses
+        SET reserved_balance = reserved_balance - debit.amount, last_sequence = last_sequence + debit.rows
         FROM debit
         WHERE businesses.id = %(business_id)s
     )
@@ -81,20 +83,24 @@ def pay_chunk(connection: Connection, business_id: UUID, batch_id: UUID, first: 
     driver = driver_of(connection)
     key = {"business_id": business_id, "batch_id": batch_id}
     locked = driver.execute(
-        "SELECT payout_balance, payouts_enabled FROM businesses WHERE id = %(business_id)s FOR NO KEY UPDATE", key
+        "SELECT payout_balance, payouts_enabled, last_sequence FROM businesses WHERE id = %(business_id)s "
+        "FOR NO KEY UPDATE",
+        key,
     )
     found = driver.execute(_LOCK_BATCH, key)
     business, batch = locked.fetchone(), found.fetchone()
     if business is None or batch is None:
         return Chunk(0, None)
-    payout_balance, payouts_enabled = business
+    payout_balance, payouts_enabled, last_sequence = business
     status, total, processed, is_released = batch
-    if not is_released or not payouts_enabled or processed != first or status not in {BatchStatus.QUEUED, BatchStatus.PROCESSING}:
+    is_open = is_released and status in {BatchStatus.QUEUED, BatchStatus.PROCESSING}
+    if not payouts_enabled or processed != first or not is_open:
         return Chunk(0, None)
     end = min(first + rows_max, total)
     # The planner takes freshly loaded rows for one, and would compare each row with each user.
     driver.execute("SET LOCAL enable_nestloop = off")
-    driver.execute(_PAY, key | {"first": first, "end": end, "payout_balance": payout_balance})
+    chunk = {"first": first, "end": end, "payout_balance": payout_balance, "last_sequence": last_sequence}
+    driver.execute(_PAY, key | chunk)
     return Chunk(end - first, end if end < total else None)
 
 

@@ -57,6 +57,8 @@ businesses = Table(
     _timestamp("created_at"),
     # In cents: the dashboard warns when less is free to allocate.
     Column("low_balance_threshold", BigInteger, nullable=True),
+    # Of the newest row of its history, which is numbered without gaps.
+    Column("last_sequence", BigInteger, nullable=False, server_default="0"),
     # No allocation whose deadline (microseconds since 1970) is at or before it is ever paid.
     Column("fence_us", BigInteger, nullable=False, server_default="0"),
     CheckConstraint("mode IN ('live', 'test')", name="mode"),
@@ -119,30 +121,33 @@ payout_transactions = Table(
     _timestamp("created_at"),
     # The payout batch that paid it.
     Column("batch_id", Uuid, nullable=True),
+    # 1 for a business's first row, and no gaps: whoever writes holds the business's row, so it is the order of commits.
+    # Only workers of version 0.1 leave it to a trigger.
+    Column("sequence", BigInteger, nullable=True),
     CheckConstraint("type IN ('funding', 'allocation', 'reversal')", name="type"),
     CheckConstraint("amount > 0", name="amount"),
     CheckConstraint("(type = 'funding') = (payout_user_id IS NULL)", name="payout_user_id"),
     CheckConstraint("(type = 'reversal') = (reversed_id IS NOT NULL)", name="reversed_id"),
     # For lists. Every amount is above 0; the condition hides the index from look-ups by id, for which the planner took
-    # it while the table was young, and read a business's whole history for each. Batches commit many rows with one
-    # time, which PostgreSQL keeps as one entry.
+    # it while the table was young, and read a business's whole history for each.
     Index(
-        "ix_payout_transactions_business_id_created_at",
+        "uq_payout_transactions_business_id_sequence",
         "business_id",
-        "created_at",
+        "sequence",
+        unique=True,
         postgresql_where=sa.text("amount > 0"),
     ),
     Index(
-        "ix_payout_transactions_payout_user_id_created_at",
+        "ix_payout_transactions_payout_user_id_sequence",
         "payout_user_id",
-        "created_at",
+        "sequence",
         postgresql_where=sa.text("payout_user_id IS NOT NULL"),
     ),
     # For those who look for a funding among millions of allocations.
     Index(
-        "ix_payout_transactions_business_id_created_at_but_allocations",
+        "ix_payout_transactions_business_id_sequence_but_allocations",
         "business_id",
-        "created_at",
+        "sequence",
         postgresql_where=sa.text("type <> 'allocation'"),
     ),
     Index(
@@ -309,7 +314,7 @@ main_transactions = Table(
     CheckConstraint("balance_after >= 0", name="balance_after"),
 )
 
-# The history by day (UTC) and type, of all rows older than `summed_until`.
+# The history by day (UTC) and type, of all rows up to the number `last_sequence`.
 payout_day_sums = Table(
     "payout_day_sums",
     metadata,
@@ -324,5 +329,13 @@ payout_day_sums_progress = Table(
     "payout_day_sums_progress",
     metadata,
     Column("business_id", Uuid, primary_key=True),
-    Column("summed_until", TIMESTAMP(timezone=True), nullable=False),
+    # As it stands, workers of version 0.1 sum nothing more, and dashboards of that version read what is kept.
+    Column(
+        "summed_until",
+        TIMESTAMP(timezone=True),
+        CheckConstraint("summed_until = '9999-12-31 00:00:00+00'", name="summed_until"),
+        nullable=False,
+        server_default=sa.text("'9999-12-31 00:00:00+00'"),
+    ),
+    Column("last_sequence", BigInteger, nullable=False, server_default="0"),
 )

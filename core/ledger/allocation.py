@@ -13,6 +13,8 @@ class BusinessState:
 
     payout_balance_cents: int
     payouts_enabled: bool
+    last_sequence: int = 0
+    """The number of its newest history row."""
     fence_us: int = 0
     """No allocation whose deadline is at or before it is ever paid, whatever the clock says."""
 
@@ -56,6 +58,8 @@ class Entry:
     allocation: Allocation
     payout_balance_after_cents: int
     idempotency_attempt: int
+    sequence: int
+    """Its number in the business's history."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +91,7 @@ def decide(state: LockedState, allocations: Iterable[Allocation]) -> Decision:
     allocated earlier in the same group, reports `allocated` and moves nothing.
     """
     balances = {id_: business.payout_balance_cents for id_, business in state.businesses.items()}
+    sequences = {id_: business.last_sequence for id_, business in state.businesses.items()}
     allocated_keys = set(state.history_keys)
     uses = dict(state.idempotency_uses)
     outcomes: list[Outcome] = []
@@ -112,7 +117,9 @@ def decide(state: LockedState, allocations: Iterable[Allocation]) -> Decision:
             key = (allocation.business_id, allocation.idempotency_key)
             attempt = uses[key].attempt + 1 if key in uses else 0
             uses[key] = IdempotencyUse(allocation.id, allocation.email, allocation.amount_cents, attempt)
-        entries.append(Entry(allocation, balances[allocation.business_id], attempt))
+        sequences[allocation.business_id] += 1
+        balance = balances[allocation.business_id]
+        entries.append(Entry(allocation, balance, attempt, sequences[allocation.business_id]))
     return Decision(outcomes, entries, claims, fences_us)
 
 

@@ -49,7 +49,7 @@ class Selection:
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """A place in the history: just behind the row with this time and id."""
+    """A place in the history: just behind the row with this id. Cursors have its time too, for version 0.1."""
 
     created_at: datetime
     id: UUID
@@ -81,10 +81,9 @@ _SELECT = sa.select(*_COLUMNS)
 def list_transactions(
     connection: Connection, business_id: UUID, selection: Selection, *, limit: int, behind: Position | None = None
 ) -> list[Transaction]:
-    """Return up to `limit` rows, newest first, from the start or from behind a place.
+    """Return up to `limit` rows in the order of their commits, newest first, from the start or from behind a place.
 
-    Whoever walks on sees every row that was there at the start once. What commits meanwhile may be seen or not: its
-    time is that of its transaction's beginning.
+    Who walks on sees every row that was there at the start once. What commits meanwhile lies before the start.
     """
     history = payout_transactions.c
     # Always true; the condition of the index.
@@ -99,9 +98,14 @@ def list_transactions(
     if selection.until is not None:
         query = query.where(history.created_at < selection.until)
     if behind is not None:
-        query = query.where(sa.tuple_(history.created_at, history.id) < (behind.created_at, behind.id))
-    query = query.order_by(history.created_at.desc(), history.id.desc()).limit(limit)
+        query = query.where(history.sequence < _sequence_of(business_id, behind))
+    query = query.order_by(history.sequence.desc()).limit(limit)
     return list(_transactions(connection, query))
+
+
+def _sequence_of(business_id: UUID, place: Position) -> sa.ScalarSelect[int]:
+    row = payout_transactions.alias()
+    return sa.select(row.c.sequence).where(row.c.business_id == business_id, row.c.id == place.id).scalar_subquery()
 
 
 def find_transaction(connection: Connection, business_id: UUID, transaction_id: UUID) -> Transaction | None:

@@ -26,7 +26,7 @@ class LedgerError(Exception):
 
 # In id order, so that two groups can never wait for each other in a circle.
 _LOCK_BUSINESSES = """
-    SELECT id, payout_balance, payouts_enabled, fence_us
+    SELECT id, payout_balance, payouts_enabled, last_sequence, fence_us
     FROM businesses
     WHERE id = ANY(%(business_ids)s::uuid[])
     ORDER BY id
@@ -115,10 +115,10 @@ _WRITE = """
         FROM unnest(
             %(business_ids)s::uuid[], %(ids)s::uuid[], %(emails)s::text[], %(hash_digests)s::text[],
             %(amounts)s::bigint[], %(payout_balances_after)s::bigint[], %(later_credits)s::bigint[],
-            %(idempotency_keys)s::text[], %(idempotency_attempts)s::smallint[]
+            %(idempotency_keys)s::text[], %(idempotency_attempts)s::smallint[], %(sequences)s::bigint[]
         ) AS entry (
             business_id, id, email, hash_digest, amount, payout_balance_after, later_credits, idempotency_key,
-            idempotency_attempt
+            idempotency_attempt, sequence
         )
     ), credited AS (
         INSERT INTO payout_users AS existing (business_id, id, email, hash_digest, balance)
@@ -131,17 +131,17 @@ _WRITE = """
     ), written AS (
         INSERT INTO payout_transactions (
             business_id, id, type, payout_user_id, amount, payout_balance_after, user_balance_after, idempotency_key,
-            idempotency_attempt
+            idempotency_attempt, sequence
         )
         SELECT business_id, entry.id, 'allocation', credited.id, amount, payout_balance_after,
-            balance - later_credits, idempotency_key, idempotency_attempt
+            balance - later_credits, idempotency_key, idempotency_attempt, sequence
         FROM entry
         JOIN credited USING (business_id, email)
         RETURNING business_id, amount
     )
     UPDATE businesses
-    SET payout_balance = payout_balance - debit.amount
-    FROM (SELECT business_id, sum(amount) AS amount FROM written GROUP BY business_id) AS debit
+    SET payout_balance = payout_balance - debit.amount, last_sequence = last_sequence + debit.rows
+    FROM (SELECT business_id, sum(amount) AS amount, count(*) AS rows FROM written GROUP BY business_id) AS debit
     WHERE businesses.id = debit.business_id
 """
 
@@ -186,19 +186,19 @@ _UNCLAIMED_ALLOCATION = sa.text("""
 
 _REVERSE = sa.text("""
     WITH business AS (
-        UPDATE businesses SET payout_balance = payout_balance + :amount
+        UPDATE businesses SET payout_balance = payout_balance + :amount, last_sequence = last_sequence + 1
         WHERE id = :business_id
-        RETURNING payout_balance
+        RETURNING payout_balance, last_sequence
     ), payout_user AS (
         UPDATE payout_users SET balance = balance - :amount, updated_at = now()
         WHERE business_id = :business_id AND id = :payout_user_id
         RETURNING balance
     )
     INSERT INTO payout_transactions (
-        business_id, id, type, payout_user_id, amount, payout_balance_after, user_balance_after, reversed_id
+        business_id, id, type, payout_user_id, amount, payout_balance_after, user_balance_after, reversed_id, sequence
     )
     SELECT :business_id, :reversal_id, 'reversal', :payout_user_id, :amount, business.payout_balance,
-        payout_user.balance, :id
+        payout_user.balance, :id, business.last_sequence
     FROM business, payout_user
 """)
 
@@ -263,7 +263,7 @@ def find_committed(connection: Connection, calls: Sequence[Call]) -> Committed:
         "business_ids": uuid_array(each.business_id for each in calls),
         "ids": uuid_array(each.id for each in calls),
     }
-    fences_us = {business_id: fence_us for business_id, _, _, fence_us in locked}
+    fences_us = {business_id: fence_us for business_id, *_, fence_us in locked}
     rows = driver.execute(_READ_COMMITTED, keys).fetchall()
     claims = driver.execute(_READ_CLAIMS, keys).fetchall()
     return Committed(
@@ -343,7 +343,7 @@ def _lock_and_read(driver: psycopg.Connection, allocations: Sequence[Allocation]
         (withdrawn_keys if is_withdrawn else claimed_keys).add((business_id, id_))
     return LockedState(
         now_us=now_us,
-        businesses={id_: BusinessState(*business) for id_, *business in locked},
+        businesses={id_: BusinessState(*values) for id_, *values in locked},
         live_api_keys={api_keys[position - 1] for position in live_positions},
         history_keys={keys[position - 1] for position in committed_positions},
         claimed_keys=claimed_keys,
@@ -378,6 +378,7 @@ def _write(driver: psycopg.Connection, hash_secret: bytes, entries: Sequence[Ent
             "later_credits": integer_array(later_credits),
             "idempotency_keys": text_array(each.idempotency_key for each in allocations),
             "idempotency_attempts": integer_array(entry.idempotency_attempt for entry in entries),
+            "sequences": integer_array(entry.sequence for entry in entries),
         },
     )
 

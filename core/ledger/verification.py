@@ -185,7 +185,7 @@ _DAY_SUMS = sa.text("""
         SELECT business_id, (created_at AT TIME ZONE 'UTC')::date AS day, type, COUNT(*) AS rows, SUM(amount) AS amount
         FROM payout_transactions
         JOIN payout_day_sums_progress USING (business_id)
-        WHERE created_at < summed_until
+        WHERE sequence <= last_sequence
         GROUP BY business_id, day, type
     ) AS history ON history.business_id = kept.business_id AND history.day = kept.day AND history.type = kept.type
     WHERE kept.amount IS DISTINCT FROM history.amount OR kept.count IS DISTINCT FROM history.rows

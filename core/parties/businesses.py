@@ -43,6 +43,8 @@ class Business:
     created_at: datetime
     low_balance_threshold: int | None
     """Where less is free to allocate, the dashboard warns."""
+    last_sequence: int
+    """The number of its newest history row."""
 
 
 _FIELDS = [field.name for field in fields(Business)]
@@ -165,8 +167,11 @@ def _check_balance(name: str, balance_cents: int) -> None:
 def _credit_payout_balance(connection: Connection, locked: Business, amount_cents: int, id_: UUID) -> None:
     payout_balance_after = locked.payout_balance + amount_cents
     _check_balance("payout", payout_balance_after)
+    sequence = locked.last_sequence + 1
     connection.execute(
-        businesses.update().where(businesses.c.id == locked.id).values(payout_balance=payout_balance_after)
+        businesses.update()
+        .where(businesses.c.id == locked.id)
+        .values(payout_balance=payout_balance_after, last_sequence=sequence)
     )
     connection.execute(
         payout_transactions.insert().values(
@@ -175,6 +180,7 @@ def _credit_payout_balance(connection: Connection, locked: Business, amount_cent
             type="funding",
             amount=amount_cents,
             payout_balance_after=payout_balance_after,
+            sequence=sequence,
         )
     )
 

@@ -6,16 +6,16 @@ from collections.abc import Collection, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_type_hints
-from urllib.parse import parse_qs, quote, unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote
 
 import msgspec
 from msgspec import Meta
 
 from core.errors import UserError
-from core.settings.server_urls import UrlError, check_url
+from core.settings.replaced import DERIVED, PREFIX, RENAMED, find_replaced_variables, rename
+from core.settings.server_urls import UrlError, check_url, read_url
 from core.settings.weak_secrets import find_weakness
 
-PREFIX = "PAYOUTS_"
 FILE_SUFFIX = "_FILE"
 HASH_SECRET_CHARACTERS_MIN = 32
 POOLER_TRANSACTION = "transaction"
@@ -23,6 +23,7 @@ _PASSWORD_CHARACTERS_MIN = 12
 _TIME_LIMIT_MAX_S = 3600
 _STARTUP_TIMEOUT_S = 30.0
 _SHOWN_CHARACTERS_MAX = 60
+_FOLLOWS: Any = None
 _SECRET_FILE_BYTES_MAX = 65_536
 
 
@@ -67,18 +68,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ]
     group_max: Annotated[int, Meta(ge=1, le=10_000, description="allocations that one Celery task carries")] = 500
     in_flight_max: Annotated[int, Meta(ge=1, le=64, description="Celery tasks under way for one API process")] = 2
-    waiting_max: Annotated[int, Meta(ge=1, description="callers waiting in one API process; beyond, 429")] = 5_000
-    request_body_max_bytes: Annotated[int, Meta(ge=1024, description="largest body of an ordinary request")] = 65_536
     rate_limit_per_s: Annotated[
         int, Meta(ge=0, le=1_000_000, description="calls a second that each API key may make; 0: no limit")
     ] = 0
     rate_limit_burst: Annotated[
         int, Meta(ge=0, le=1_000_000, description="calls that a key may make at once after a pause; 0: one second's")
     ] = 0
-    batch_stalled_after_s: Annotated[
-        float, _seconds("a payout batch on which nobody has worked for this long is sent to the workers again")
-    ] = 10.0
-    resend_after_s: Annotated[float, _seconds("without a reply, a batch is published again")] = 1.0
     reply_timeout_s: Annotated[float, _seconds("an allocation's deadline, from its arrival")] = 6.0
     resolve_timeout_s: Annotated[
         float,
@@ -92,25 +87,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             description="PostgreSQL ends a longer transaction, so a stalled worker frees its rows",
         ),
     ] = 2.0
-    row_lock_timeout_s: Annotated[
-        float,
-        Meta(
-            ge=0.1,
-            le=_TIME_LIMIT_MAX_S,
-            description="longest wait for a business's row; the other businesses of its batch then go on without it",
-        ),
-    ] = 1.0
-    lock_wait_s: Annotated[
-        float,
-        _seconds("a worker waits this long for another's Redis locks, then goes on without"),
-    ] = 1.0
-    lock_ttl_s: Annotated[float, _seconds("a Redis lock whose worker died ends after this")] = 2.5
     redis_timeout_s: Annotated[
-        float, _seconds("longest wait on one Redis operation; RabbitMQ has `PAYOUTS_RESEND_AFTER_S`")
+        float, _seconds("longest wait on one Redis operation; on RabbitMQ, it is a sixth of `PAYOUTS_REPLY_TIMEOUT_S`")
     ] = 0.5
-    database_connect_timeout_s: Annotated[
-        int, Meta(ge=2, le=_TIME_LIMIT_MAX_S, description="longest wait for one connection to PostgreSQL")
-    ] = 2
     database_pool_size: Annotated[int, Meta(ge=1, le=1_000, description="connections that one process keeps open")] = 8
     database_pooler: Annotated[
         str,
@@ -150,9 +129,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = _STARTUP_TIMEOUT_S
     flower_host: Annotated[str, Meta(description="address at which Flower listens")] = "127.0.0.1"
     flower_port: Annotated[int, Meta(ge=1, le=65_535, description="Flower's port")] = 5555
-    flower_user: Annotated[
-        str, Meta(pattern=r"^[!-9;-~]+\Z", description="who may see Flower; any visible ASCII characters but `:`")
-    ] = "payouts"
     flower_password: Annotated[
         str,
         Meta(
@@ -161,6 +137,38 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             description="Flower's password, at least 12 visible ASCII characters; without one, Flower does not start",
         ),
     ] = ""
+
+    # These follow from the settings above, by the rules of `DERIVED`.
+    waiting_max: Annotated[int, Meta(ge=1, description="callers waiting in one API process; beyond, 429")] = _FOLLOWS
+    request_body_max_bytes: Annotated[int, Meta(ge=1024, description="largest body of an ordinary request")] = _FOLLOWS
+    resend_after_s: Annotated[float, _seconds("without a reply, a group is published again")] = _FOLLOWS
+    row_lock_timeout_s: Annotated[
+        float,
+        Meta(
+            ge=0.05,
+            le=_TIME_LIMIT_MAX_S,
+            description="longest wait for a business's row; the other businesses of its group then go on without it",
+        ),
+    ] = _FOLLOWS
+    lock_wait_s: Annotated[
+        float, _seconds("a worker waits this long for another's Redis locks, then goes on without")
+    ] = _FOLLOWS
+    lock_ttl_s: Annotated[float, _seconds("a Redis lock whose worker died ends after this")] = _FOLLOWS
+    database_connect_timeout_s: Annotated[
+        int, Meta(ge=2, le=_TIME_LIMIT_MAX_S, description="longest wait for one connection to PostgreSQL")
+    ] = _FOLLOWS
+    batch_stalled_after_s: Annotated[
+        float, _seconds("a payout batch on which nobody has worked for this long is sent to the workers again")
+    ] = _FOLLOWS
+    flower_user: Annotated[
+        str, Meta(pattern=r"^[!-9;-~]+\Z", description="who may see Flower; any visible ASCII characters but `:`")
+    ] = _FOLLOWS
+
+    def __post_init__(self) -> None:
+        """Give each setting that follows from others its value, unless it was given one."""
+        for name, rule in DERIVED.items():
+            if getattr(self, name) is _FOLLOWS:
+                msgspec.structs.force_setattr(self, name, rule.compute(self))
 
     def __rich_repr__(self) -> list[tuple[str, Any]]:
         """Show nothing to rich either, which prefers this."""
@@ -245,24 +253,36 @@ def find_unknown_variables(environment: Mapping[str, str] = os.environ) -> list[
     It is no mistake: Kubernetes, say, sets some of its own for a service that is called `payouts`.
     """
     known = [*setting_variables(), *map(variable_name, _WITHOUT_SETTING)]
+    replaced = {*RENAMED, *map(variable_name, DERIVED)}
+    suggested = [name.removeprefix(PREFIX) for name in known if name not in replaced]
     lines = []
     for name in sorted(environment):
         if name.startswith(PREFIX) and name not in known:
-            nearest = get_close_matches(name.removeprefix(PREFIX), [each.removeprefix(PREFIX) for each in known], n=1)
+            nearest = get_close_matches(name.removeprefix(PREFIX), suggested, n=1)
             lines.append(f"{name} is no setting" + (f"; did you mean {PREFIX}{nearest[0]}?" if nearest else ""))
     return lines
 
 
-def warn_of_unknown_variables(environment: Mapping[str, str] = os.environ) -> None:
+def find_doubtful_variables(environment: Mapping[str, str] = os.environ) -> list[str]:
+    """Return a line for each variable that is about to end, and for each that nothing reads."""
+    return find_replaced_variables(environment) + find_unknown_variables(environment)
+
+
+def warn_of_doubtful_variables(environment: Mapping[str, str] = os.environ) -> None:
     """Write these lines to standard error."""
-    for line in find_unknown_variables(environment):
+    for line in find_doubtful_variables(environment):
         sys.stderr.write(f"Warning: {line}\n")
 
 
 def setting_variables() -> list[str]:
-    """Return the names of all settings' variables, those that name files too."""
+    """Return the names of all variables that are read as settings, those that name files and replaced ones too."""
     names = [variable_name(field.name) for field in msgspec.structs.fields(Settings)]
-    return names + [variable_name(name) + FILE_SUFFIX for name in SECRETS]
+    return [*names, *(variable_name(name) + FILE_SUFFIX for name in SECRETS), *RENAMED]
+
+
+def documented_settings() -> list[str]:
+    """Return the names of the settings that an operator chooses: not of those that follow from them."""
+    return [field.name for field in msgspec.structs.fields(Settings) if field.name not in DERIVED]
 
 
 def read_secret_files(environment: Mapping[str, str]) -> dict[str, str]:
@@ -318,6 +338,7 @@ def _read_secret_file(path: Path) -> tuple[str, str | None]:
 def _read_values(environment: Mapping[str, str], required: Collection[str]) -> tuple[dict[str, Any], list[str]]:
     """Return what is set, each as its type, and what is wrong with each; relations are not looked at."""
     texts, mistakes = _read_secret_files(environment)
+    old_names = rename(texts)
     values: dict[str, Any] = {}
     for name, hint in _hints().items():
         variable = variable_name(name)
@@ -327,7 +348,8 @@ def _read_values(environment: Mapping[str, str], required: Collection[str]) -> t
             continue
         text = texts[variable]
         shown = f"a value of {len(text)} characters" if name in SECRETS else _shorten(text)
-        source = variable + (FILE_SUFFIX if environment.get(variable + FILE_SUFFIX, "").strip() else "")
+        is_file = bool(environment.get(variable + FILE_SUFFIX, "").strip())
+        source = variable + FILE_SUFFIX if is_file else old_names.get(variable, variable)
         try:
             is_choice = bool(get_args(get_args(hint)[0]))
             values[name] = msgspec.convert(text.lower() if is_choice else text, hint, strict=False)
@@ -338,7 +360,7 @@ def _read_values(environment: Mapping[str, str], required: Collection[str]) -> t
             del values[name]
             mistakes.append(f"{source}: {shown} does not fit: {problem}")
     if "database_password" in values and "database_url" in values:
-        if urlsplit(values["database_url"]).password is not None:
+        if read_url(values["database_url"]).has_password:
             both = f"{variable_name('database_password')} and the one in {variable_name('database_url')}"
             mistakes.append(f"There are two passwords, {both}: set one of them")
         else:
@@ -350,9 +372,9 @@ def _add_password(url: str, password: str) -> str:
     """Return the database's URL with its password; where it names no user, as a parameter."""
     scheme, _, rest = url.partition("://")
     quoted = quote(password, safe="")
-    user, at, host = urlsplit(url).netloc.rpartition("@")
-    if at:
-        return f"{scheme}://{user}:{quoted}@{host}{rest.removeprefix(f'{user}@{host}')}"
+    user = read_url(url).user_info
+    if user is not None:
+        return f"{scheme}://{user}:{quoted}{rest.removeprefix(user)}"
     return f"{url}{'&' if '?' in url else '?'}password={quoted}"
 
 
@@ -415,13 +437,14 @@ def _find_unsafe(values: Mapping[str, Any], mistakes: Collection[str], environme
 
 def _has_credentials(database_url: str, environment: Mapping[str, str]) -> bool:
     """Tell whether PostgreSQL is shown a password or a certificate; one behind a Unix socket needs none."""
-    parts = urlsplit(database_url)
+    parts = read_url(database_url)
     query = parse_qs(parts.query)
-    host = parts.hostname or unquote(query.get("host", [""])[0])
+    host = unquote(parts.hosts.partition(":")[0]) or unquote(query.get("host", [""])[0])
     if not host or host.startswith("/"):
         return True
     named = {"password", "passfile", "sslcert", "service"} & query.keys()
-    return bool(parts.password or named or environment.get("PGPASSWORD") or environment.get("PGPASSFILE"))
+    _, _, password = (parts.user_info or "").partition(":")
+    return bool(password or named or environment.get("PGPASSWORD") or environment.get("PGPASSFILE"))
 
 
 def _broken_relations(settings: Settings) -> list[str]:
@@ -435,15 +458,21 @@ def _broken_relations(settings: Settings) -> list[str]:
         ("transaction_timeout_s", "resolve_timeout_s"),
     ]
     mistakes = [
-        f"{variable_name(shorter)} ({getattr(settings, shorter):g}) must be smaller than "
-        f"{variable_name(longer)} ({getattr(settings, longer):g})"
+        f"{_show(settings, shorter)} must be smaller than {_show(settings, longer)}"
         for shorter, longer in nesting
         if getattr(settings, shorter) >= getattr(settings, longer)
     ]
     worker_s = settings.lock_wait_s + settings.transaction_timeout_s
     if worker_s >= settings.reply_timeout_s:
         mistakes.append(
-            f"{variable_name('lock_wait_s')} and {variable_name('transaction_timeout_s')} together ({worker_s:g}) "
-            f"must be smaller than {variable_name('reply_timeout_s')} ({settings.reply_timeout_s:g})"
+            f"{_show(settings, 'lock_wait_s')} and {_show(settings, 'transaction_timeout_s')} together ({worker_s:g}) "
+            f"must be smaller than {_show(settings, 'reply_timeout_s')}"
         )
     return mistakes
+
+
+def _show(settings: Settings, name: str) -> str:
+    """Return a setting's variable and value and, where the value follows from others, how."""
+    value, rule = getattr(settings, name), DERIVED.get(name)
+    how = f", that is {rule.words}" if rule is not None and value == rule.compute(settings) else ""
+    return f"{variable_name(name)} ({value:g}{how})"

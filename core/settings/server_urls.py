@@ -1,10 +1,11 @@
 """The URLs of the servers in the settings: what may stand in them, and what of it drivers cannot read themselves."""
 
+import ipaddress
 import os
 import re
 from dataclasses import dataclass
 from typing import NoReturn
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote
 
 SENTINEL_PORT = 26379
 TLS_OPTIONS = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs", "ssl_check_hostname")
@@ -14,11 +15,60 @@ _SENTINEL_OPTIONS = ("sentinel_username", "sentinel_password")
 _VALUES = {"ssl_cert_reqs": ("required", "optional", "none"), "ssl_check_hostname": ("true", "false")}
 _FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 _HOST = re.compile(r"(?P<name>\[[0-9A-Fa-f:.]+\]|[^\[\]:@/]+)(:(?P<port>[0-9]{1,5}))?")
+_ONE_HOST = re.compile(r"(?P<name>\[(?P<ipv6>[^\[\]]+)\]|[^\[\]:]*)(:(?P<port>[0-9]{0,5}))?")
+_URL = re.compile(
+    r"(?P<scheme>[a-z0-9+]+)://(?P<authority>[^/?#]*)(?P<path>[^?#]*)(\?(?P<query>[^#]*))?(#.*)?", re.IGNORECASE
+)
+_CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f]")
 _PORT_MAX = 65_535
 
 
 class UrlError(Exception):
     """A URL is wrong; the text says what was expected, and repeats no secret."""
+
+
+@dataclass(frozen=True, slots=True)
+class UrlParts:
+    """The parts of a URL as they are written: nothing is decoded, and there may be several hosts.
+
+    `urllib.parse` is not used for the URLs of servers: releases of Python differ in which lists of hosts it refuses.
+    """
+
+    scheme: str
+    user_info: str | None
+    hosts: str
+    path: str
+    query: str
+
+    def __repr__(self) -> str:
+        """Show no password."""
+        return "UrlParts(…)"
+
+    @property
+    def has_password(self) -> bool:
+        """Whether there is a password, which may be empty."""
+        return ":" in (self.user_info or "")
+
+
+def read_url(url: str) -> UrlParts:
+    """Return the parts of a URL with `://` in it.
+
+    Raises:
+        UrlError: it is no such URL.
+
+    """
+    match = _URL.fullmatch(url)
+    if match is None or _CONTROL_CHARACTER.search(url):
+        _fail("a URL")
+    user_info, at, hosts = match["authority"].rpartition("@")
+    if "[" in user_info or "]" in user_info:  # drivers take them for those of an address
+        _fail("a URL")
+    return UrlParts(match["scheme"].lower(), user_info if at else None, hosts, match["path"], match["query"] or "")
+
+
+def without_query(url: str) -> str:
+    """Return a URL without what stands after `?`."""
+    return url.partition("#")[0].partition("?")[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,17 +98,16 @@ def parse_sentinel_url(url: str) -> SentinelUrl | None:
         UrlError: it is one, and wrong.
 
     """
-    parts = urlsplit(url)
-    if parts.scheme not in _SENTINEL_SCHEMES:
+    if not url.lower().startswith(tuple(f"{scheme}://" for scheme in _SENTINEL_SCHEMES)):
         return None
-    user_info, _, hosts = parts.netloc.rpartition("@")
-    username, _, password = user_info.partition(":")
+    parts = read_url(url)
+    username, _, password = (parts.user_info or "").partition(":")
     service, _, database = parts.path.removeprefix("/").partition("/")
     if not service:
         _fail("the service's name behind the hosts, as redis+sentinel://host:26379,host:26379/name/0")
     options = dict(parse_qsl(parts.query))
     return SentinelUrl(
-        tuple(_parse_host(host) for host in hosts.split(",")),
+        tuple(_parse_host(host) for host in parts.hosts.split(",")),
         unquote(service),
         _parse_database(database),
         unquote(username) or None,
@@ -75,12 +124,12 @@ def split_urls(url: str) -> list[str]:
 
 def uses_tls(url: str) -> bool:
     """Tell whether a URL asks for TLS."""
-    return urlsplit(url).scheme in _TLS_SCHEMES
+    return read_url(url).scheme in _TLS_SCHEMES
 
 
 def tls_options(url: str) -> dict[str, str]:
     """Return the options of a URL that concern TLS: files, and how strictly the certificate is checked."""
-    return {name: value for name, value in parse_qsl(urlsplit(url).query) if name in TLS_OPTIONS}
+    return {name: value for name, value in parse_qsl(read_url(url).query) if name in TLS_OPTIONS}
 
 
 def check_url(url: str, schemes: tuple[str, ...]) -> None:
@@ -92,7 +141,7 @@ def check_url(url: str, schemes: tuple[str, ...]) -> None:
     """
     for each in split_urls(url):
         _check_one(each, schemes)
-    if len({urlsplit(each).scheme for each in split_urls(url)}) > 1:
+    if len({read_url(each).scheme for each in split_urls(url)}) > 1:
         _fail("all URLs of the list to start alike")
     if len({tuple(sorted(tls_options(each).items())) for each in split_urls(url)}) > 1:
         _fail("the same options of TLS in all URLs of the list")
@@ -101,11 +150,10 @@ def check_url(url: str, schemes: tuple[str, ...]) -> None:
 def _check_one(url: str, schemes: tuple[str, ...]) -> None:
     is_sentinel = url.startswith(tuple(f"{scheme}://" for scheme in _SENTINEL_SCHEMES))
     try:
-        parts = urlsplit(url)
-        is_url = url.startswith(schemes) and (is_sentinel or parts.port != 0)
-    except ValueError:
-        is_url = False
-    if not is_url:
+        parts = read_url(url)
+    except UrlError:
+        parts = None
+    if parts is None or not url.startswith(schemes) or not (is_sentinel or _is_host(parts.hosts)):
         _fail(f"a URL that starts with {' or '.join(schemes)}, with a number for a port")
     if is_sentinel:
         parse_sentinel_url(url)
@@ -116,7 +164,7 @@ def _check_one(url: str, schemes: tuple[str, ...]) -> None:
 
 
 def _check_options(url: str, *, is_sentinel: bool) -> None:
-    options = parse_qsl(urlsplit(url).query, keep_blank_values=True)
+    options = parse_qsl(read_url(url).query, keep_blank_values=True)
     known = TLS_OPTIONS + (_SENTINEL_OPTIONS if is_sentinel else ())
     if any(name not in known for name, _ in options):  # whose names may be pieces of a password
         _fail(f"no other options behind ? than {', '.join(known)}")
@@ -127,6 +175,17 @@ def _check_options(url: str, *, is_sentinel: bool) -> None:
             _fail(f"{name} to be {' or '.join(_VALUES[name])}")
         if name in _FILES and not os.access(value, os.R_OK):
             _fail(f"{name} to be a file that can be read, which {value!r} is not")
+
+
+def _is_host(text: str) -> bool:
+    """Tell whether it is a host with or without a port, or nothing, as for a Unix socket."""
+    match = _ONE_HOST.fullmatch(text)
+    if match is None or (match["port"] and not 0 < int(match["port"]) <= _PORT_MAX):
+        return False
+    try:
+        return match["ipv6"] is None or bool(ipaddress.IPv6Address(match["ipv6"]))
+    except ValueError:
+        return False
 
 
 def _parse_host(text: str) -> tuple[str, int]:

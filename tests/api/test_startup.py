@@ -10,12 +10,12 @@ import time
 from pathlib import Path
 
 import pytest
-from honcho.environ import parse_procfile
 
+from api.local.procfile import parse_procfile
 from api.local.servers import find_free_port
 from tests.servers import HASH_SECRET, ROOT, Servers, run_valkey
 
-PROCFILE: dict[str, str] = parse_procfile((ROOT / "Procfile").read_text()).processes
+PROCFILE: dict[str, str] = parse_procfile((ROOT / "Procfile").read_text())
 COMMANDS = PROCFILE | {"migrate": "payouts migrate", "list": "payouts business list", "up": "exec payouts up --port 0"}
 NOWHERE = "postgresql://user:db-password@127.0.0.1:1/name"
 PASSWORDS = ("db-password", "redis-password", HASH_SECRET)
@@ -48,12 +48,16 @@ def test_each_mistake_is_a_line_before_anything_starts(name: str, tmp_path: Path
         redis_url="http://:redis-password@127.0.0.1:1",
         group_max="many",
         groupmax="1",
-        lock_ttl_s="-1",
+        resolve_timeout_s="-1",
     )
     assert (ended.returncode, ended.stdout) == (2, "")
     warning, *mistakes = ended.stderr.replace("Error: ", "").splitlines()
     assert warning == "Warning: PAYOUTS_GROUPMAX is no setting; did you mean PAYOUTS_GROUP_MAX?"
-    assert [line.split(":")[0] for line in mistakes] == ["PAYOUTS_REDIS_URL", "PAYOUTS_GROUP_MAX", "PAYOUTS_LOCK_TTL_S"]
+    assert [line.split(":")[0] for line in mistakes] == [
+        "PAYOUTS_REDIS_URL",
+        "PAYOUTS_GROUP_MAX",
+        "PAYOUTS_RESOLVE_TIMEOUT_S",
+    ]
 
 
 @pytest.mark.parametrize("name", ["web", "worker", "beat", "flower", "migrate", "up"])

@@ -53,22 +53,26 @@ _WRITE_USERS = sa.text("""
 """)
 _WRITE_HISTORY = sa.text("""
     INSERT INTO payout_transactions (
-        business_id, id, type, payout_user_id, amount, payout_balance_after, user_balance_after, created_at
+        business_id, id, type, payout_user_id, amount, payout_balance_after, user_balance_after, created_at, sequence
     )
     SELECT :business_id, uuidv7(), 'allocation', id, 1, :balance - number, :pass,
-        CAST(:since AS timestamptz) + number * CAST(:gap AS interval)
+        CAST(:since AS timestamptz) + number * CAST(:gap AS interval),
+        number + (SELECT last_sequence FROM businesses WHERE id = :business_id)
     FROM (
         SELECT id, row_number() OVER (ORDER BY id) AS number FROM payout_users WHERE business_id = :business_id
     ) AS numbered
     ORDER BY number
 """)
-_DEBIT = sa.text("UPDATE businesses SET payout_balance = payout_balance - :amount WHERE id = :business_id")
+_DEBIT = sa.text("""
+    UPDATE businesses SET payout_balance = payout_balance - :amount, last_sequence = last_sequence + :amount
+    WHERE id = :business_id
+""")
 _OLDEST_OPEN = sa.text("""
-    SELECT count(*) FROM payout_transactions
-    WHERE business_id = :business_id AND amount > 0
-        AND created_at >= COALESCE(
-            (SELECT summed_until FROM payout_day_sums_progress WHERE business_id = :business_id), '-infinity'
-        )
+    SELECT last_sequence - COALESCE(
+        (SELECT last_sequence FROM payout_day_sums_progress WHERE business_id = :business_id), 0
+    )
+    FROM businesses
+    WHERE id = :business_id
 """)
 
 
@@ -152,8 +156,8 @@ def _fill(database: Database, business: Business, sizes: Sizes) -> None:
                 "gap": span / (sizes.users + 1),
             }
             connection.execute(_WRITE_HISTORY, own | parameters)
+            connection.execute(_DEBIT, own | {"amount": sizes.users})
             report_progress(f"{(number + 1) * sizes.users:,} history rows")
-        connection.execute(_DEBIT, own | {"amount": sizes.users * sizes.rows_each})
         # Rows of the past are written by nobody else; what was summed before them does not have them.
         forget_sums(connection, business.id)
     with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:

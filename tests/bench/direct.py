@@ -73,7 +73,7 @@ async def _allocate(engine: AsyncEngine, secret: bytes, digest: bytes, payout: P
             return responses.INSUFFICIENT_BALANCE
         hash_ = payout_hash(secret, business_id, payout.email)
         amount = {"business_id": business_id, "amount": payout.amount}
-        payout_balance_after = (await connection.execute(DEBIT_BUSINESS, amount)).scalar_one()
+        payout_balance_after, sequence = (await connection.execute(DEBIT_BUSINESS, amount)).one()
         user = {"id": new_id(), "email": payout.email, "hash_digest": digest_of(hash_)}
         user_id, user_balance_after = (await connection.execute(CREDIT_USER, amount | user)).one()
         entry = {
@@ -81,6 +81,7 @@ async def _allocate(engine: AsyncEngine, secret: bytes, digest: bytes, payout: P
             "payout_user_id": user_id,
             "payout_balance_after": payout_balance_after,
             "user_balance_after": user_balance_after,
+            "sequence": sequence,
         }
         await connection.execute(WRITE_HISTORY, amount | entry)
     return hash_

@@ -14,9 +14,9 @@ LOCK_BUSINESS = sa.text("""
 """)
 
 DEBIT_BUSINESS = sa.text("""
-    UPDATE businesses SET payout_balance = payout_balance - :amount
+    UPDATE businesses SET payout_balance = payout_balance - :amount, last_sequence = last_sequence + 1
     WHERE id = :business_id
-    RETURNING payout_balance
+    RETURNING payout_balance, last_sequence
 """)
 
 CREDIT_USER = sa.text("""
@@ -29,9 +29,11 @@ CREDIT_USER = sa.text("""
 
 WRITE_HISTORY = sa.text("""
     INSERT INTO payout_transactions (
-        business_id, id, type, payout_user_id, amount, payout_balance_after, user_balance_after
+        business_id, id, type, payout_user_id, amount, payout_balance_after, user_balance_after, sequence
     )
-    VALUES (:business_id, :id, 'allocation', :payout_user_id, :amount, :payout_balance_after, :user_balance_after)
+    VALUES (
+        :business_id, :id, 'allocation', :payout_user_id, :amount, :payout_balance_after, :user_balance_after, :sequence
+    )
 """)
 
 ENGINE_OPTIONS = {"isolation_level": "READ COMMITTED", "max_overflow": 0, "pool_timeout": 30}

@@ -50,9 +50,11 @@ _SERVER_SIDE = sa.text("""
             CAST(1 + floor(random() * :amount_max) AS bigint) AS amount
         FROM generate_series(CAST(:first AS integer), CAST(:last AS integer)) AS number
     ), debited AS (
-        UPDATE businesses SET payout_balance = payout_balance - (SELECT sum(amount) FROM drawn)
+        UPDATE businesses
+        SET payout_balance = payout_balance - (SELECT sum(amount) FROM drawn),
+            last_sequence = last_sequence + (SELECT count(*) FROM drawn)
         WHERE id = :business_id
-        RETURNING payout_balance
+        RETURNING payout_balance, last_sequence
     ), credited AS (
         INSERT INTO payout_users AS existing (business_id, id, email, hash_digest, balance)
         SELECT :business_id, uuidv7(), email, sha256(convert_to(email, 'UTF8')), sum(amount)
@@ -63,10 +65,11 @@ _SERVER_SIDE = sa.text("""
         RETURNING id, email, balance
     )
     INSERT INTO payout_transactions (
-        business_id, id, type, payout_user_id, amount, payout_balance_after, user_balance_after
+        business_id, id, type, payout_user_id, amount, payout_balance_after, user_balance_after, sequence
     )
     SELECT :business_id, uuidv7(), 'allocation', credited.id, amount, debited.payout_balance,
-        credited.balance - sum(amount) OVER (PARTITION BY email ORDER BY number DESC) + amount
+        credited.balance - sum(amount) OVER (PARTITION BY email ORDER BY number DESC) + amount,
+        debited.last_sequence + 1 - row_number() OVER (ORDER BY number DESC)
     FROM drawn JOIN credited USING (email) CROSS JOIN debited
 """)
 

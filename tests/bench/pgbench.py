@@ -28,9 +28,9 @@ _SCRIPT = f"""\
 \\set amount random(1, {AMOUNT_MAX_CENTS})
 \\set business random({{first}}, {{last}})
 BEGIN;
-UPDATE businesses SET payout_balance = payout_balance - :amount
+UPDATE businesses SET payout_balance = payout_balance - :amount, last_sequence = last_sequence + 1
 WHERE id = {{business_id}}
-RETURNING id AS business_id, payout_balance \\gset
+RETURNING id AS business_id, payout_balance, last_sequence \\gset
 INSERT INTO payout_users AS existing (business_id, id, email, hash_digest, balance)
 VALUES (:business_id, uuidv7(), 'user' || :number || '@example.com',
     sha256(convert_to('user' || :number || '@example.com', 'UTF8')), :amount)
@@ -38,9 +38,11 @@ ON CONFLICT (business_id, email) DO UPDATE
     SET balance = existing.balance + excluded.balance, updated_at = now()
 RETURNING id AS payout_user_id, balance AS user_balance \\gset
 INSERT INTO payout_transactions (
-    business_id, id, type, payout_user_id, amount, payout_balance_after, user_balance_after
+    business_id, id, type, payout_user_id, amount, payout_balance_after, user_balance_after, sequence
 )
-VALUES (:business_id, uuidv7(), 'allocation', :payout_user_id, :amount, :payout_balance, :user_balance);
+VALUES (
+    :business_id, uuidv7(), 'allocation', :payout_user_id, :amount, :payout_balance, :user_balance, :last_sequence
+);
 COMMIT;
 """
 _COMPUTED_ID = f"CAST('{BUSINESS_ID_PREFIX}' || lpad(to_hex(CAST(:business AS int)), 12, '0') AS uuid)"

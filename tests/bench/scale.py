@@ -34,16 +34,20 @@ _WRITE_USERS = sa.text("""
 # As many rows of one cent for each user, one user after another in each pass.
 _WRITE_HISTORY = sa.text("""
     INSERT INTO payout_transactions (
-        business_id, id, type, payout_user_id, amount, payout_balance_after, user_balance_after
+        business_id, id, type, payout_user_id, amount, payout_balance_after, user_balance_after, sequence
     )
     SELECT business_id, uuidv7(), 'allocation', id, 1,
-        :payout_balance - row_number() OVER (ORDER BY id), :pass
+        :payout_balance - row_number() OVER (ORDER BY id), :pass,
+        row_number() OVER (ORDER BY id) + (SELECT last_sequence FROM businesses WHERE id = :business_id)
     FROM payout_users
     WHERE business_id = :business_id AND balance > 0
     ORDER BY id
 """)
 
-_DEBIT = sa.text("UPDATE businesses SET payout_balance = payout_balance - :amount WHERE id = :business_id")
+_DEBIT = sa.text("""
+    UPDATE businesses SET payout_balance = payout_balance - :amount, last_sequence = last_sequence + :amount
+    WHERE id = :business_id
+""")
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,8 +162,8 @@ def _fill(database: Database, account: Account, sizes: Sizes) -> None:
         for number in range(sizes.rows_each):
             parameters = {"payout_balance": funds - number * sizes.users, "pass": number + 1}
             connection.execute(_WRITE_HISTORY, business | parameters)
+            connection.execute(_DEBIT, business | {"amount": sizes.users})
             report_progress(f"{(number + 1) * sizes.users:,} of {sizes.rows_each * sizes.users:,} history rows")
-        connection.execute(_DEBIT, business | {"amount": sizes.users * sizes.rows_each})
     with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(sa.text("VACUUM (ANALYZE) payout_users, payout_transactions"))
         connection.execute(sa.text("CHECKPOINT"))

@@ -61,7 +61,7 @@ def allocate(business_id: str, digest: str, email: str, amount_cents: int) -> di
             return {"status": 400, "error": responses.INSUFFICIENT_BALANCE.error}
         hash_ = payout_hash(hash_secret(), row.id, email)
         amount = {"business_id": row.id, "amount": amount_cents}
-        payout_balance_after = connection.execute(DEBIT_BUSINESS, amount).scalar_one()
+        payout_balance_after, sequence = connection.execute(DEBIT_BUSINESS, amount).one()
         user = {"id": new_id(), "email": email, "hash_digest": digest_of(hash_)}
         user_id, user_balance_after = connection.execute(CREDIT_USER, amount | user).one()
         entry = {
@@ -69,6 +69,7 @@ def allocate(business_id: str, digest: str, email: str, amount_cents: int) -> di
             "payout_user_id": user_id,
             "payout_balance_after": payout_balance_after,
             "user_balance_after": user_balance_after,
+            "sequence": sequence,
         }
         connection.execute(WRITE_HISTORY, amount | entry)
     return {"status": 201, "hash": hash_}

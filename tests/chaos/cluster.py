@@ -19,8 +19,8 @@ from pathlib import Path
 import httpx
 import redis
 import sqlalchemy as sa
-from honcho.environ import parse_procfile
 
+from api.local.procfile import parse_procfile
 from api.local.servers import EmbeddedPostgres, EmbeddedValkey, find_free_port
 from core.database.connection import Database
 from core.database.schema import migrate
@@ -30,7 +30,7 @@ from tests.pgbouncer import PgBouncer, run_pgbouncer
 from tests.servers import HASH_SECRET, ROOT, Account, make_directory, open_account
 from workers.app import QUEUE
 
-PROCFILE: dict[str, str] = parse_procfile((ROOT / "Procfile").read_text()).processes
+PROCFILE: dict[str, str] = parse_procfile((ROOT / "Procfile").read_text())
 FUNDS_CENTS = 100_000_000_000
 _READY_WITHIN_S = 60.0
 _STOP_WITHIN_S = 30.0

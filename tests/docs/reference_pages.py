@@ -12,6 +12,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from api.cli.main import cli
 from core import metrics
 from core.settings.loader import SECRETS, Settings, variable_name
+from core.settings.replaced import DERIVED, RENAMED
 from tests.servers import ROOT
 
 FOLDER = ROOT / "docs/reference"
@@ -47,6 +48,23 @@ Every command but `up` and `push` has two more options:
 | option | meaning |
 |---|---|
 """
+_DERIVED = """
+## Limits that follow from settings
+
+These values are calculated. In 0.2 each can still be set by a variable of the old form (`PAYOUTS_` and the name in
+capitals), with a warning at the start; 0.3 ignores these variables.
+
+| limit | value | meaning |
+|---|---|---|
+"""
+_RENAMED = """
+## Old names
+
+The old names work in 0.2, with a warning at the start, and end with 0.3.
+
+| old | new |
+|---|---|
+"""
 _SHARED_OPTIONS = ("as_json", "data_dir")
 
 
@@ -60,13 +78,23 @@ def describe_metric(metric: Any) -> tuple[str, str, list[str], str]:
 def _settings_rows() -> Iterator[str]:
     hints = get_type_hints(Settings, include_extras=True)
     for field in msgspec.structs.fields(Settings):
+        if field.name in DERIVED:
+            continue
         default = "required" if field.required else f"`{field.default}`" if field.default != "" else ""
         yield f"| `{variable_name(field.name)}` | {default} | {hints[field.name].__metadata__[0].description} |\n"
 
 
 def _settings_page() -> str:
     files = ", ".join(f"`{variable_name(name)}_FILE`" for name in SECRETS)
-    return f"{_SETTINGS}{''.join(_settings_rows())}\nSecrets may be in files instead: {files}.\n"
+    hints = get_type_hints(Settings, include_extras=True)
+    derived = "".join(
+        f"| `{name}` | {rule.words} | {hints[name].__metadata__[0].description} |\n" for name, rule in DERIVED.items()
+    )
+    renamed = "".join(f"| `{old}` | `{new}` |\n" for old, new in RENAMED.items())
+    return (
+        f"{_SETTINGS}{''.join(_settings_rows())}\nSecrets may be in files instead: {files}.\n"
+        f"{_DERIVED}{derived}{_RENAMED}{renamed}"
+    )
 
 
 def _metric_rows() -> Iterator[str]:

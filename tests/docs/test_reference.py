@@ -1,6 +1,7 @@
 """The generated pages are current, and hold every setting, metric and command."""
 
 import re
+from pathlib import Path
 from typing import get_type_hints
 
 import click
@@ -9,7 +10,9 @@ import pytest
 from click.testing import CliRunner
 
 from api.cli.main import cli
-from core.settings.loader import Settings, variable_name
+from core.settings.loader import Settings, documented_settings, find_unknown_variables, variable_name
+from core.settings.replaced import DERIVED, RENAMED
+from tests.docs.pages import PAGES
 from tests.docs.reference_pages import COMMAND, DEFINED, FOLDER, describe_metric, make_pages, walk_commands
 
 SETTINGS, METRICS, COMMANDS = ((FOLDER / name).read_text() for name in ("settings.md", "metrics.md", "command-line.md"))
@@ -27,12 +30,15 @@ def test_no_other_page_is_in_the_folder_of_generated_pages() -> None:
 @pytest.mark.parametrize("field", msgspec.structs.fields(Settings), ids=lambda field: field.name)
 def test_settings_page_documents_every_setting(field: msgspec.structs.FieldInfo) -> None:
     description = get_type_hints(Settings, include_extras=True)[field.name].__metadata__[0].description
+    if field.name in DERIVED:
+        assert f"| `{field.name}` | {DERIVED[field.name].words} | {description} |\n" in SETTINGS
+        return
     default = "required" if field.required else f"`{field.default}`" if field.default != "" else ""
     assert f"| `{variable_name(field.name)}` | {default} | {description} |\n" in SETTINGS
 
 
 def test_settings_page_documents_no_setting_that_is_gone() -> None:
-    names = [variable_name(field.name) for field in msgspec.structs.fields(Settings)]
+    names = [*map(variable_name, documented_settings()), *RENAMED]
     assert re.findall(r"^\| `(PAYOUTS_\w+)`", SETTINGS, re.MULTILINE) == names
 
 
@@ -62,3 +68,9 @@ def test_commands_page_documents_no_command_that_is_gone() -> None:
     commands = [context.command_path for _, context in walk_commands(cli, click.Context(cli, info_name="payouts"))]
     shown = re.findall(r"^## `(payouts[a-z -]*[a-z])", COMMANDS, re.MULTILINE)
     assert [each.strip() for each in shown] == commands
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=str)
+def test_every_variable_that_a_page_names_is_read(page: Path) -> None:
+    named = set(re.findall(r"\b(PAYOUTS_[A-Z_]*[A-Z])\b", page.read_text()))
+    assert find_unknown_variables(dict.fromkeys(named, "")) == []

@@ -2,7 +2,6 @@
 
 import logging
 import time
-from datetime import datetime
 from uuid import UUID
 
 from celery import Celery
@@ -20,9 +19,8 @@ _FIRST = UUID(int=0)
 class DaySummer:
     """Sums what was added to the histories, in short transactions."""
 
-    def __init__(self, database: Database, *, transaction_timeout_s: float, task_s: float = _TASK_S) -> None:
+    def __init__(self, database: Database, *, task_s: float = _TASK_S) -> None:
         self._database = database
-        self._write_max_s = max(day_sums.WRITE_MAX_S, 2 * transaction_timeout_s)
         self._task_s = task_s
         self._go_on_behind = _FIRST
 
@@ -30,16 +28,14 @@ class DaySummer:
         """Sum for a while; what is left is for the next time, which goes on with the next businesses."""
         give_up_at = time.monotonic() + self._task_s
         try:
-            with self._database.transaction() as connection:
-                until = day_sums.read_closed_until(connection, self._write_max_s)
             is_last_round = self._go_on_behind == _FIRST
             while time.monotonic() < give_up_at:
                 with self._database.transaction() as connection:
-                    due = day_sums.list_due(connection, until, self._go_on_behind)
+                    due = day_sums.list_due(connection, self._go_on_behind)
                 if due.few:
                     with self._database.transaction() as connection:
-                        day_sums.sum_together(connection, due.few, until)
-                if not self._sum(due.many, until, give_up_at):
+                        day_sums.sum_together(connection, due.few)
+                if not self._sum(due.many, give_up_at):
                     return
                 self._go_on_behind = due.last or _FIRST
                 if due.last is None:
@@ -49,7 +45,7 @@ class DaySummer:
         except Exception as error:  # noqa: BLE001 (the next time tries again)
             logger.warning("the sums by day are not kept for now: %s", describe_error(error))
 
-    def _sum(self, business_ids: list[UUID], until: datetime, give_up_at: float) -> bool:
+    def _sum(self, business_ids: list[UUID], give_up_at: float) -> bool:
         """Sum the rows of businesses in steps; return whether time was enough for all."""
         for business_id in business_ids:
             is_more = True
@@ -58,7 +54,7 @@ class DaySummer:
                     return False
                 self._go_on_behind = business_id
                 with self._database.transaction() as connection:
-                    is_more = day_sums.sum_next(connection, business_id, until)
+                    is_more = day_sums.sum_next(connection, business_id)
         return True
 
 

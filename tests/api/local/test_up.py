@@ -432,12 +432,12 @@ def test_wrong_setting_is_named_before_anything_starts(home: Path) -> None:
 
 def test_every_wrong_setting_gets_its_line(home: Path) -> None:
     refused = payouts(
-        "up", "--data-dir", str(home / "data"), "--port", "0", PAYOUTS_GROUP_MAX="zero", PAYOUTS_LOCK_TTL_S="-1"
+        "up", "--data-dir", str(home / "data"), "--port", "0", PAYOUTS_GROUP_MAX="zero", PAYOUTS_RESOLVE_TIMEOUT_S="-1"
     )
     assert refused.returncode == 2
     assert [line.split()[:2] for line in refused.stderr.splitlines()] == [
         ["Error:", "PAYOUTS_GROUP_MAX:"],
-        ["Error:", "PAYOUTS_LOCK_TTL_S:"],
+        ["Error:", "PAYOUTS_RESOLVE_TIMEOUT_S:"],
     ]
 
 

@@ -13,6 +13,7 @@ from api.resources import schemas
 from api.web import responses
 from api.web.responses import HEADERS_BY_SUCCESS, REFUSAL_BY_OUTCOME
 from core.messages import Outcome
+from core.version import VERSION
 from tests.servers import ROOT, Account
 
 ERROR_TEXTS = {
@@ -73,6 +74,10 @@ def examples(response: dict[str, Any]) -> list[Any]:
 @pytest.mark.parametrize("outcome", list(Outcome))
 def test_every_outcome_has_exactly_one_answer(outcome: Outcome) -> None:
     assert (outcome in REFUSAL_BY_OUTCOME) != (outcome in HEADERS_BY_SUCCESS)
+
+
+def test_document_has_the_version_of_the_product(document: dict[str, Any]) -> None:
+    assert document["info"]["version"] == VERSION
 
 
 def test_document_is_openapi_3_1(document: dict[str, Any]) -> None:

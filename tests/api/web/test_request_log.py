@@ -167,7 +167,7 @@ def test_one_search_follows_a_request_to_the_sql_error_and_back(
     for line in lines:
         assert line.get("allocation_ids", [request["allocation_id"]]) == [request["allocation_id"]]
     messages = " ".join(line["message"] for line in lines)
-    assert "a batch of 1 is sent again" in messages
+    assert "a group of 1 is sent again" in messages
     assert "1 allocations were resolved at their deadline: expired" in messages
 
 
@@ -186,7 +186,7 @@ def test_a_worker_that_cannot_open_a_message_names_what_was_in_it(servers: Serve
     dropped = [line for line in lines if line["process"] == "worker"]
     assert "sealed with another PAYOUTS_HASH_SECRET" in dropped[0]["message"]
     assert dropped[0]["allocation_ids"] == [request["allocation_id"]]
-    told = [line for line in lines if line["message"] == "a worker could not carry out a batch of 1"]
+    told = [line for line in lines if line["message"] == "a worker could not carry out a group of 1"]
     assert dropped[0]["task_id"] in {line["task_id"] for line in told}
 
 

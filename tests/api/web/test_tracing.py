@@ -101,7 +101,7 @@ def test_one_trace_spans_request_task_and_statement(traced: System, collector: C
     def find() -> list[tuple[str, Any]]:
         spans = collector.of_trace(trace_id)
         names = {span.name for _, span in spans}
-        return spans if {"POST /payout/create", "run/payouts.allocate", "batch"} <= names else []
+        return spans if {"POST /payout/create", "run/payouts.allocate", "group"} <= names else []
 
     spans = wait_for(find)
     by_id = {span.span_id: (service, span) for service, span in spans}
@@ -122,13 +122,13 @@ def test_one_trace_spans_request_task_and_statement(traced: System, collector: C
     assert path == [
         ("payouts-worker", "run/payouts.allocate"),
         ("payouts-web", "apply_async/payouts.allocate"),
-        ("payouts-web", "batch"),
+        ("payouts-web", "group"),
         ("payouts-web", "POST /payout/create"),
     ]
     assert span.parent_span_id.hex() == PARENT.split("-")[2]
 
 
-def test_a_batch_links_to_the_calls_that_it_carries(traced: System, collector: Collector) -> None:
+def test_a_group_links_to_the_calls_that_it_carries(traced: System, collector: Collector) -> None:
     account = open_account(traced.database)
     with traced.client(headers=account.headers) as client, ThreadPoolExecutor(16) as threads:
         bodies = [{"email": f"user{n}@example.com", "amount": 1} for n in range(120)]
@@ -136,13 +136,13 @@ def test_a_batch_links_to_the_calls_that_it_carries(traced: System, collector: C
         assert set(answers) == {201}
 
     def find() -> list[Any]:
-        return [span for _, span in collector.spans() if span.name == "batch" and span.links]
+        return [span for _, span in collector.spans() if span.name == "group" and span.links]
 
-    batch = wait_for(find)[0]
-    (size,) = [each.value.int_value for each in batch.attributes if each.key == "payouts.allocations"]
-    assert len(batch.links) == min(size, 20) - 1
-    linked = {link.trace_id for link in batch.links}
-    assert batch.trace_id not in linked
+    group = wait_for(find)[0]
+    (size,) = [each.value.int_value for each in group.attributes if each.key == "payouts.allocations"]
+    assert len(group.links) == min(size, 20) - 1
+    linked = {link.trace_id for link in group.links}
+    assert group.trace_id not in linked
     wait_for(lambda: linked <= {span.trace_id for _, span in collector.spans() if span.name == "POST /payout/create"})
 
 

@@ -250,7 +250,9 @@ def state_after(state: LockedState, decision: Decision) -> LockedState:
     for entry in decision.entries:
         each = entry.allocation
         businesses[each.business_id] = replace(
-            businesses[each.business_id], payout_balance_cents=entry.payout_balance_after_cents
+            businesses[each.business_id],
+            payout_balance_cents=entry.payout_balance_after_cents,
+            last_sequence=entry.sequence,
         )
         if each.idempotency_key is not None:
             use = IdempotencyUse(each.id, each.email, each.amount_cents, entry.idempotency_attempt)

@@ -12,12 +12,14 @@ from rich.console import Console
 from core.settings.loader import (
     Settings,
     SettingsError,
+    find_doubtful_variables,
     find_unknown_variables,
     load_database_url,
     load_settings,
     read_secret_files,
     variable_name,
 )
+from core.settings.replaced import DERIVED
 from core.settings.server_urls import SentinelUrl, parse_sentinel_url
 from tests.servers import HASH_SECRET, ROOT
 
@@ -113,7 +115,7 @@ def test_every_mistake_is_reported_and_names_its_variable() -> None:
         resend_after_s="-1",
         database_pool_size="1.5",
     )
-    names = "database_url redis_url broker_url hash_secret group_max in_flight_max resend_after_s database_pool_size"
+    names = "database_url redis_url broker_url hash_secret group_max in_flight_max database_pool_size resend_after_s"
     assert [text.split(" ")[0].rstrip(":") for text in mistakes] == [variable_name(name) for name in names.split()]
 
 
@@ -129,8 +131,66 @@ def test_every_mistake_is_reported_and_names_its_variable() -> None:
 )
 def test_what_waits_must_outlast_what_it_waits_for(shorter: str, longer: str) -> None:
     limit = str(getattr(load(), longer))
-    mistakes = mistakes_of(**{shorter: limit})
+    mistakes = mistakes_of(**{shorter: limit, longer: limit})
     assert any(variable_name(shorter) in text and variable_name(longer) in text for text in mistakes)
+
+
+def test_time_limits_that_follow_from_others_nest_by_themselves() -> None:
+    """What an operator sets by hand is checked against what follows from it, in the words of what was set."""
+    for transaction_timeout_s in ("0.1", "0.5", "2", "30"):
+        limits = load(transaction_timeout_s=transaction_timeout_s, resolve_timeout_s="60", reply_timeout_s="60")
+        assert limits.row_lock_timeout_s < limits.transaction_timeout_s < limits.lock_ttl_s
+        assert max(limits.redis_timeout_s, limits.lock_wait_s) < limits.lock_ttl_s
+        assert limits.resend_after_s < limits.reply_timeout_s
+    (mistake,) = mistakes_of(transaction_timeout_s="5", resolve_timeout_s="6")
+    assert mistake == (
+        "PAYOUTS_LOCK_WAIT_S (2.5, that is half of PAYOUTS_TRANSACTION_TIMEOUT_S) and "
+        "PAYOUTS_TRANSACTION_TIMEOUT_S (5) together (7.5) must be smaller than PAYOUTS_REPLY_TIMEOUT_S (6)"
+    )
+
+
+def test_settings_that_follow_from_others_have_the_values_that_they_had() -> None:
+    settings = load()
+    assert {name: getattr(settings, name) for name in DERIVED} == {
+        "waiting_max": 5_000,
+        "request_body_max_bytes": 65_536,
+        "resend_after_s": 1.0,
+        "row_lock_timeout_s": 1.0,
+        "lock_wait_s": 1.0,
+        "lock_ttl_s": 2.5,
+        "database_connect_timeout_s": 2,
+        "batch_stalled_after_s": 10.0,
+        "flower_user": "payouts",
+    }
+
+
+def test_a_variable_with_an_old_name_is_read_and_its_new_name_is_said() -> None:
+    old = REQUIRED | {"PAYOUTS_BATCH_MAX": "7", "PAYOUTS_SETTLE_TIMEOUT_S": "4"}
+    assert load_settings(old) == load(group_max="7", resolve_timeout_s="4")
+    assert find_doubtful_variables(old) == [
+        "PAYOUTS_BATCH_MAX is now PAYOUTS_GROUP_MAX: the old name still works, and ends with 0.3.0",
+        "PAYOUTS_SETTLE_TIMEOUT_S is now PAYOUTS_RESOLVE_TIMEOUT_S: the old name still works, and ends with 0.3.0",
+    ]
+    with pytest.raises(SettingsError, match=r"^PAYOUTS_BATCH_MAX: 'many' does not fit"):
+        load_settings(REQUIRED | {"PAYOUTS_BATCH_MAX": "many"})
+
+
+def test_a_new_name_is_read_where_both_are_set() -> None:
+    both = REQUIRED | {"PAYOUTS_BATCH_MAX": "7", "PAYOUTS_GROUP_MAX": "8"}
+    assert load_settings(both) == load(group_max="8")
+    (warning,) = find_doubtful_variables(both)
+    assert "it is ignored, because PAYOUTS_GROUP_MAX is set" in warning
+
+
+@pytest.mark.parametrize("name", DERIVED)
+def test_a_variable_of_a_setting_that_follows_from_others_is_read_with_a_warning(name: str) -> None:
+    values = {"flower_user": "ops", "request_body_max_bytes": "2048", "lock_ttl_s": "3", "row_lock_timeout_s": "0.5"}
+    value = values.get(name, "2")
+    given = {variable_name(name): value}
+    assert str(getattr(load_settings(REQUIRED | given), name)).removesuffix(".0") == value
+    (warning,) = find_doubtful_variables(REQUIRED | given)
+    assert warning.startswith(f"{variable_name(name)} still works, and ends with 0.3.0: the value is then ")
+    assert find_doubtful_variables(REQUIRED | {variable_name(name): " "}) == []
 
 
 def test_a_worker_must_be_done_before_the_deadline() -> None:
