@@ -18,11 +18,13 @@ from api.allocations import endpoint as allocations_endpoint
 from api.allocations.database_clock import DatabaseClock
 from api.allocations.dispatcher import Dispatcher
 from api.allocations.publisher import Publisher, make_instance_prefix
+from api.allocations.recovery import Recovery
 from api.allocations.replies import Replies
 from api.allocations.resolver import Resolver
 from api.batches.endpoint import batch_routes
 from api.batches.intake import TIMEOUT_S as BATCH_TIMEOUT_S
 from api.batches.intake import BatchIntake
+from api.batches.releasing import BatchReleaser
 from api.dashboard.routes import Dashboard
 from api.reference.openapi import openapi_route
 from api.reference.playground.pages import Playground
@@ -45,11 +47,13 @@ from api.web.tracing import make_plugin
 from core.database.connection import Database
 from core.errors import UserError
 from core.garbage_collection import spare_what_stays
+from core.in_doubt.finishing import Finisher
 from core.logging.setup import Logs
 from core.messages import GroupCodec
 from core.settings.loader import Settings, load_settings, warn_of_doubtful_variables
 from core.tracing import is_wanted, start_tracing, warn_where_missing
 from workers.app import ALLOCATE_TASK, PAY_CHUNK_TASK, create_celery
+from workers.in_doubt import open_records
 from workers.servers import open_async_redis
 from workers.startup import wait_for_servers
 from workers.tracing import make_group_tracing, trace_tasks
@@ -107,11 +111,15 @@ def create_app(settings: Settings, recent_requests: RecentRequests, *, with_trac
     threads = DatabaseThreads(database, timeout_s=settings.resolve_timeout_s)
     calls = BusinessCalls(authenticator, limiter, threads)
     lists = Lists(calls)
+    records = open_records(settings)
     batch_database = Database.from_settings(settings, transaction_timeout_s=BATCH_TIMEOUT_S, pool_size=2)
-    intake = BatchIntake(batch_database, celery, settings.hash_secret_bytes)
+    intake = BatchIntake(
+        batch_database, BatchReleaser(batch_database, celery, records), settings.hash_secret_bytes
+    )
     dashboard = Dashboard(settings, lists, intake, recent_requests)
     playground = Playground()
-    resolver = Resolver(database, timeout_s=settings.resolve_timeout_s)
+    resolver = Resolver(database, records, timeout_s=settings.resolve_timeout_s)
+    recovery = Recovery(Finisher(database, records, overdue_after_s=settings.reply_timeout_s))
     dispatcher = Dispatcher(settings, clock, publisher, replies, resolver)
     readiness = Readiness(database, celery, replies, dispatcher)
 
@@ -122,12 +130,14 @@ def create_app(settings: Settings, recent_requests: RecentRequests, *, with_trac
     @asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncIterator[None]:
         await asyncio.to_thread(clock.measure)
+        await asyncio.to_thread(records.warn_where_unwritable)
         spare_what_stays()
         endless = (
             replies.listen(),
             clock.keep_fresh(),
             dispatcher.sweep(),
             dispatcher.keep_probing(),
+            recovery.keep_finishing(),
             authenticator.keep_uses_written(),
             exporter.keep_counting(),
             recent_requests.keep_flushed(),
@@ -142,7 +152,8 @@ def create_app(settings: Settings, recent_requests: RecentRequests, *, with_trac
             exporter.close()
             readiness.close()
             await recent_requests.close()
-            resolver.close()
+            await resolver.close()
+            recovery.close()
             threads.close()
             intake.close()
             await dashboard.close()
@@ -151,6 +162,9 @@ def create_app(settings: Settings, recent_requests: RecentRequests, *, with_trac
             await redis.aclose()
             batch_database.close()
             database.close()
+            records.close()
+            # uvicorn ends by the signal that it was sent, and nothing of ours runs after this.
+            await asyncio.to_thread(Logs.flush)
 
     def answer_http_exception(request: Request[Any, Any, Any], error: HTTPException) -> Response[Any]:
         if dashboard.answers(request):

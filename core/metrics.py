@@ -238,9 +238,9 @@ for result in ("committed", "never", "unknown"):
     RESOLUTIONS.labels(result)
 UNRESOLVED = prometheus_client.Gauge(
     "payouts_unresolved_allocations",
-    "allocations answered 500 that are not resolved yet",
+    "calls and payout batches of the installation that were answered before they were certain, and are not finished yet",
     registry=API,
-    multiprocess_mode="livesum",
+    multiprocess_mode="livemax",
 )
 REVERSALS = Counter(
     "payouts_reversals", "allocations answered 500 that had committed and were taken back", registry=API

@@ -3,17 +3,27 @@
 import logging
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from uuid import UUID
 
 import redis
 
-from core.in_doubt.files import RecordFiles
+from core.in_doubt.files import RecordFiles, StateFolderError
 from core.in_doubt.records import InDoubt, RecordCodec
+from core.settings.loader import Settings
+from workers.servers import open_redis
 
 logger = logging.getLogger(__name__)
 
 RECORDS_KEY = "payouts:in-doubt"
 """A hash in Redis: sealed records by their ids."""
+
+
+def open_records(settings: Settings) -> "InDoubtRecords":
+    """Make what the settings say. Nothing connects yet."""
+    codec = RecordCodec(settings.hash_secret_bytes)
+    # One attempt: a caller waits for it, and the files hold the records as well.
+    return InDoubtRecords(open_redis(settings, retries=0), RecordFiles(Path(settings.state_dir), codec), codec)
 
 
 class NotRecordedError(Exception):
@@ -24,11 +34,13 @@ class InDoubtRecords:
     """Keeps each record in both places, so that the loss of either loses nothing. Safe to use from several threads."""
 
     def __init__(self, client: redis.Redis, files: RecordFiles, codec: RecordCodec) -> None:
+        self.files = files
         self._client = client
-        self._files = files
         self._codec = codec
         self._lock = threading.Lock()
         self._own: dict[UUID, InDoubt] = {}
+        self.problems: list[str] = []
+        """Of the last reading."""
 
     def add(self, records: Sequence[InDoubt]) -> None:
         """Keep records outside this process.
@@ -40,19 +52,23 @@ class InDoubtRecords:
         with self._lock:
             self._own.update((record.id, record) for record in records)
         # Both in any case.
-        is_in_files = _succeeds("the state folder", lambda: self._files.add(records))
+        is_in_files = _succeeds("the state folder", lambda: self.files.add(records))
         is_in_redis = _succeeds("Redis", lambda: self._write(records))
         if not (is_in_files or is_in_redis):
             raise NotRecordedError
 
     def read(self) -> list[InDoubt]:
-        """Return all records that can be found, and see to it that they are in Redis, where every process finds them."""
+        """Return all records that can be found, and see to it that all processes find them: in Redis.
+
+        `problems` then says where could not be looked.
+        """
+        problems: list[str] = []
         with self._lock:
             known = dict(self._own)
         try:
-            known |= {record.id: record for record in self._files.read()}
+            known |= {record.id: record for record in self.files.read()}
         except OSError as error:
-            logger.warning("the state folder cannot be read: %s", type(error).__name__)
+            problems.append(f"the state folder cannot be read: {error.strerror or type(error).__name__}")
         try:
             in_redis = self._read()
             missing = [record for id_, record in known.items() if id_ not in in_redis]
@@ -60,7 +76,8 @@ class InDoubtRecords:
                 self._write(missing)
             known |= in_redis
         except redis.RedisError as error:
-            logger.warning("records in doubt cannot be read from Redis: %s", type(error).__name__)
+            problems.append(f"Redis cannot be read: {type(error).__name__}")
+        self.problems = problems
         return list(known.values())
 
     def discard(self, records: Sequence[InDoubt]) -> None:
@@ -68,8 +85,20 @@ class InDoubtRecords:
         with self._lock:
             for record in records:
                 self._own.pop(record.id, None)
-        _succeeds("the state folder", lambda: self._files.discard(records))
+        _succeeds("the state folder", lambda: self.files.discard(records))
         _succeeds("Redis", lambda: self._remove(records))
+
+    def close(self) -> None:
+        """Close the connection to Redis."""
+        self._client.close()
+
+    def warn_where_unwritable(self) -> None:
+        """Say in the log where the state folder cannot be written; all goes on."""
+        try:
+            self.files.check()
+        except StateFolderError as error:
+            text = "%s; what is answered 500 in doubt is recorded in Redis alone, and lost where Redis loses it"
+            logger.warning(text, error)
 
     @property
     def own(self) -> list[InDoubt]:

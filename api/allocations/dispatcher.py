@@ -107,8 +107,7 @@ class Dispatcher:
             return await pending.outcome
         except asyncio.CancelledError:
             # The server stops and answers 500 for us, so whatever is committed has to be taken back.
-            pending.outcome = loop.create_future()
-            pending.answer(Outcome.FAILED)
+            await self._resolver.record(pending)
             self._start(self._resolver.resolve([pending]))
             raise
         finally:

@@ -75,7 +75,9 @@ class Finisher:
             if is_connection_error(error):
                 raise
             extra = about(error=error, business_id=format_id(IdKind.BUSINESS, group[0].business_id))
-            logger.warning("%d records in doubt are not finished yet: %s", len(group), describe_error(error), extra=extra)
+            logger.warning(
+                "%d records in doubt are not finished yet: %s", len(group), describe_error(error), extra=extra
+            )
 
     def _resolve(self, calls: Sequence[InDoubt], now: float, result: Finished) -> None:
         overdue = [call for call in calls if now - self._known_since[call.id] >= self._overdue_after_s]
@@ -112,7 +114,9 @@ class Finisher:
         if is_failed and changed is not None:
             result.cancelled.append(record)
             extra = about(batch_id=record.name, always=True)
-            logger.error("%s was answered 500 but accepted; it is cancelled, none of it was paid", record.name, extra=extra)
+            logger.error(
+                "%s was answered 500 but accepted; it is cancelled, none of it was paid", record.name, extra=extra
+            )
 
 
 def _group(records: Sequence[InDoubt]) -> Iterator[list[InDoubt]]:
