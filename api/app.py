@@ -10,9 +10,12 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from litestar import Litestar, Request, Response
+from celery import Celery
+from litestar import Litestar, Response
 from litestar.exceptions import HTTPException
+from litestar.handlers import BaseRouteHandler
 from litestar.types import ASGIApp
+from redis.asyncio import Redis
 
 from api.allocations import endpoint as allocations_endpoint
 from api.allocations.database_clock import DatabaseClock
@@ -31,29 +34,29 @@ from api.reference.playground.pages import Playground
 from api.resources.balance import balance_route
 from api.resources.health import Readiness, health_routes
 from api.resources.metrics_endpoint import Exporter, metrics_route
-from api.resources.pagination import Lists
+from api.resources.pagination import Paginator
 from api.resources.payout_hash import payout_hash_routes
 from api.resources.payout_users import payout_user_routes
 from api.resources.transactions import transaction_routes
-from api.web import responses
+from api.web import error_answers
 from api.web.authentication import Authenticator
-from api.web.business_request import BusinessCalls, DatabaseThreads
+from api.web.business_request import BusinessRequests, DatabaseThreads
 from api.web.rate_limit import RateLimiter, add_rate_limit
 from api.web.recent_requests import RecentRequests
-from api.web.request_log import Paths, RequestLines, RequestLog, log_unexpected, note_of
-from api.web.request_metrics import Traffic
-from api.web.responses import Refusal
+from api.web.request import HttpRequest
+from api.web.request_log import Paths, RequestLines, RequestLog
+from api.web.request_metrics import RequestMetrics
 from api.web.tracing import make_plugin
 from core.database.connection import Database
 from core.errors import UserError
-from core.garbage_collection import spare_what_stays
+from core.garbage_collection import freeze_startup_objects
 from core.in_doubt.finishing import Finisher
 from core.logging.setup import Logs
 from core.messages import GroupCodec
 from core.settings.loader import Settings, load_settings, warn_of_doubtful_variables
 from core.tracing import is_wanted, start_tracing, warn_where_missing
 from workers.app import ALLOCATE_TASK, PAY_CHUNK_TASK, create_celery
-from workers.in_doubt import open_records
+from workers.in_doubt import InDoubtRecords, open_records
 from workers.servers import open_async_redis
 from workers.startup import wait_for_servers
 from workers.tracing import make_group_tracing, trace_tasks
@@ -62,18 +65,6 @@ logger = logging.getLogger(__name__)
 
 _SWITCH_INTERVAL_S = 0.0002
 _CANCEL_AGAIN_AFTER_S = 0.2
-_REFUSAL_BY_STATUS = {
-    refusal.status_code: refusal
-    for refusal in (
-        responses.UNAUTHORIZED,
-        responses.NOT_FOUND,
-        responses.METHOD_NOT_ALLOWED,
-        responses.REQUEST_TIMEOUT,
-        responses.BODY_TOO_LARGE,
-        responses.TOO_MANY_REQUESTS,
-        responses.INTERNAL_ERROR,
-    )
-}
 
 
 @dataclass(frozen=True)
@@ -86,121 +77,193 @@ class Application:
     """The way in."""
 
 
-def create_app(settings: Settings, recent_requests: RecentRequests, *, with_traces: bool = False) -> Application:
-    """Make the application with everything it needs."""
-    if with_traces:
-        start_tracing("web")
-    database = Database.from_settings(settings)
-    redis = open_async_redis(settings)
-    celery = create_celery(settings)
-    clock = DatabaseClock(database)
-    prefix = make_instance_prefix()
-    publisher = Publisher(
-        celery,
-        GroupCodec(settings.hash_secret_bytes),
-        prefix,
-        threads=settings.in_flight_max * 2,
-        expires_after_s=settings.reply_timeout_s,
-    )
-    if with_traces:
-        trace_tasks(celery, sent_names=[ALLOCATE_TASK, PAY_CHUNK_TASK])
-        publisher.trace(*make_group_tracing())
-    replies = Replies(redis, prefix)
-    authenticator = Authenticator(database, timeout_s=settings.resolve_timeout_s)
-    limiter = RateLimiter(settings)
-    threads = DatabaseThreads(database, timeout_s=settings.resolve_timeout_s)
-    calls = BusinessCalls(authenticator, limiter, threads)
-    lists = Lists(calls)
-    records = open_records(settings)
-    batch_database = Database.from_settings(settings, transaction_timeout_s=BATCH_TIMEOUT_S, pool_size=2)
-    intake = BatchIntake(
-        batch_database, BatchReleaser(batch_database, celery, records), settings.hash_secret_bytes
-    )
-    dashboard = Dashboard(settings, lists, intake, recent_requests)
-    playground = Playground()
-    resolver = Resolver(database, records, timeout_s=settings.resolve_timeout_s)
-    recovery = Recovery(Finisher(database, records, overdue_after_s=settings.reply_timeout_s))
-    dispatcher = Dispatcher(settings, clock, publisher, replies, resolver)
-    readiness = Readiness(database, celery, replies, dispatcher)
+@dataclass(frozen=True)
+class Parts:
+    """What the endpoints share: connections, what runs in the background, and what carries allocations."""
 
-    exporter = Exporter(
-        settings, {"calls": database, "uploads": batch_database}, redis, celery, dispatcher, replies, resolver
-    )
+    settings: Settings
+    database: Database
+    batch_database: Database
+    redis: Redis
+    celery: Celery
+    clock: DatabaseClock
+    publisher: Publisher
+    replies: Replies
+    records: InDoubtRecords
+    resolver: Resolver
+    recovery: Recovery
+    dispatcher: Dispatcher
+    authenticator: Authenticator
+    limiter: RateLimiter
+    threads: DatabaseThreads
+    requests: BusinessRequests
+    paginator: Paginator
+    intake: BatchIntake
+    dashboard: Dashboard
+    playground: Playground
+    readiness: Readiness
+    exporter: Exporter
+    recent_requests: RecentRequests
+
+    @classmethod
+    def make(cls, settings: Settings, recent_requests: RecentRequests) -> "Parts":
+        """Make all parts; none connects yet."""
+        timeout_s = settings.resolve_timeout_s
+        database = Database.from_settings(settings)
+        batch_database = Database.from_settings(settings, transaction_timeout_s=BATCH_TIMEOUT_S, pool_size=2)
+        redis = open_async_redis(settings)
+        celery = create_celery(settings)
+        clock = DatabaseClock(database)
+        prefix = make_instance_prefix()
+        publisher = Publisher(
+            celery,
+            GroupCodec(settings.hash_secret_bytes),
+            prefix,
+            threads=settings.in_flight_max * 2,
+            expires_after_s=settings.reply_timeout_s,
+        )
+        replies = Replies(redis, prefix)
+        records = open_records(settings)
+        resolver = Resolver(database, records, timeout_s=timeout_s)
+        dispatcher = Dispatcher(settings, clock, publisher, replies, resolver)
+        authenticator = Authenticator(database, timeout_s=timeout_s)
+        limiter = RateLimiter(settings)
+        threads = DatabaseThreads(database, timeout_s=timeout_s)
+        requests = BusinessRequests(authenticator, limiter, threads)
+        paginator = Paginator(requests)
+        releaser = BatchReleaser(batch_database, celery, records)
+        intake = BatchIntake(batch_database, releaser, settings.hash_secret_bytes)
+        databases = {"calls": database, "uploads": batch_database}
+        return cls(
+            settings=settings,
+            database=database,
+            batch_database=batch_database,
+            redis=redis,
+            celery=celery,
+            clock=clock,
+            publisher=publisher,
+            replies=replies,
+            records=records,
+            resolver=resolver,
+            recovery=Recovery(Finisher(database, records, overdue_after_s=settings.reply_timeout_s)),
+            dispatcher=dispatcher,
+            authenticator=authenticator,
+            limiter=limiter,
+            threads=threads,
+            requests=requests,
+            paginator=paginator,
+            intake=intake,
+            dashboard=Dashboard(settings, paginator, intake, recent_requests),
+            playground=Playground(),
+            readiness=Readiness(database, celery, replies, dispatcher),
+            exporter=Exporter(settings, databases, redis, celery, dispatcher, replies, resolver),
+            recent_requests=recent_requests,
+        )
+
+    def trace(self) -> None:
+        """Have tasks carry the traces of the requests that send them."""
+        trace_tasks(self.celery, sent_names=[ALLOCATE_TASK, PAY_CHUNK_TASK])
+        self.publisher.trace(*make_group_tracing())
 
     @asynccontextmanager
-    async def lifespan(_: Litestar) -> AsyncIterator[None]:
-        await asyncio.to_thread(clock.measure)
-        await asyncio.to_thread(records.warn_where_unwritable)
-        spare_what_stays()
+    async def running(self, _: Litestar) -> AsyncIterator[None]:
+        """Run what runs in the background; at the end answer who still waits, then close every part."""
+        await asyncio.to_thread(self.clock.measure)
+        await asyncio.to_thread(self.records.warn_where_unwritable)
+        freeze_startup_objects()
         endless = (
-            replies.listen(),
-            clock.keep_fresh(),
-            dispatcher.sweep(),
-            dispatcher.keep_probing(),
-            recovery.keep_finishing(),
-            authenticator.keep_uses_written(),
-            exporter.keep_counting(),
-            recent_requests.keep_flushed(),
+            self.replies.listen(),
+            self.clock.keep_fresh(),
+            self.dispatcher.sweep(),
+            self.dispatcher.keep_probing(),
+            self.recovery.keep_finishing(),
+            self.authenticator.keep_uses_written(),
+            self.exporter.keep_counting(),
+            self.recent_requests.keep_flushed(),
         )
         background = [asyncio.create_task(work) for work in endless]
         try:
             yield
         finally:
-            await dispatcher.close(settings.reply_timeout_s + settings.resolve_timeout_s)
+            await self.dispatcher.close(self.settings.reply_timeout_s + self.settings.resolve_timeout_s)
             await _cancel(background)
-            await asyncio.to_thread(authenticator.write_uses)
-            exporter.close()
-            readiness.close()
-            await recent_requests.close()
-            await resolver.close()
-            recovery.close()
-            threads.close()
-            intake.close()
-            await dashboard.close()
-            publisher.close()
-            authenticator.close()
-            await redis.aclose()
-            batch_database.close()
-            database.close()
-            records.close()
-            # uvicorn ends by the signal that it was sent, and nothing of ours runs after this.
-            await asyncio.to_thread(Logs.flush)
+            await self._close()
 
-    def answer_http_exception(request: Request[Any, Any, Any], error: HTTPException) -> Response[Any]:
-        if dashboard.answers(request):
-            return dashboard.answer_error(request, error)
-        return (playground.answer_error if playground.answers(request) else _answer_http_exception)(request, error)
+    async def _close(self) -> None:
+        await asyncio.to_thread(self.authenticator.write_uses)
+        self.exporter.close()
+        self.readiness.close()
+        await self.recent_requests.close()
+        await self.resolver.close()
+        self.recovery.close()
+        self.threads.close()
+        self.intake.close()
+        await self.dashboard.close()
+        self.publisher.close()
+        self.authenticator.close()
+        await self.redis.aclose()
+        self.batch_database.close()
+        self.database.close()
+        self.records.close()
+        # uvicorn ends by the signal that it was sent: nothing runs after this.
+        await asyncio.to_thread(Logs.flush)
 
-    create_payout = allocations_endpoint.make_create_payout(
-        database,
-        authenticator,
-        limiter,
-        dispatcher,
-        hash_secret=settings.hash_secret_bytes,
-        body_max_bytes=settings.request_body_max_bytes,
-        look_up_timeout_s=settings.resolve_timeout_s,
-    )
-    handlers = [
-        allocations_endpoint.payout_route(create_payout),
-        balance_route(calls),
-        *payout_hash_routes(threads),
-        *payout_user_routes(calls, lists),
-        *transaction_routes(calls, lists),
-        *batch_routes(calls, lists, intake, settings.hash_secret_bytes),
-        *health_routes(readiness),
-        metrics_route(exporter),
-        openapi_route(),
-    ]
-    pages = [dashboard.router, playground.router]
+    def answer_http_exception(self, request: HttpRequest, error: HTTPException) -> Response[Any]:
+        """Answer with a page where a page was asked for, and with JSON elsewhere."""
+        if self.dashboard.answers(request):
+            return self.dashboard.answer_error(request, error)
+        if self.playground.answers(request):
+            return self.playground.answer_error(request, error)
+        return error_answers.answer_http_exception(request, error)
+
+    def make_create_payout(self) -> ASGIApp:
+        """Make the endpoint that pays."""
+        return allocations_endpoint.make_create_payout(
+            self.database,
+            self.authenticator,
+            self.limiter,
+            self.dispatcher,
+            hash_secret=self.settings.hash_secret_bytes,
+            body_max_bytes=self.settings.request_body_max_bytes,
+            look_up_timeout_s=self.settings.resolve_timeout_s,
+        )
+
+    def make_handlers(self) -> list[BaseRouteHandler]:
+        """Make all other endpoints."""
+        return [
+            balance_route(self.requests),
+            *payout_hash_routes(self.threads),
+            *payout_user_routes(self.requests, self.paginator),
+            *transaction_routes(self.requests, self.paginator),
+            *batch_routes(self.requests, self.paginator, self.intake, self.settings.hash_secret_bytes),
+            *health_routes(self.readiness),
+            metrics_route(self.exporter),
+            openapi_route(),
+        ]
+
+
+def create_app(settings: Settings, recent_requests: RecentRequests, *, with_traces: bool = False) -> Application:
+    """Make the application with everything it needs."""
+    if with_traces:
+        start_tracing("web")
+    parts = Parts.make(settings, recent_requests)
+    if with_traces:
+        parts.trace()
+    create_payout = parts.make_create_payout()
+    handlers = [allocations_endpoint.payout_route(create_payout), *parts.make_handlers()]
+    pages = [parts.dashboard.router, parts.playground.router]
     of_calls = [path for handler in handlers for path in handler.paths]
     of_pages = [route.path_format for router in pages for route in router.routes]
     paths = Paths([*of_calls, *of_pages])
     routed = Litestar(
         [*handlers, *pages],
         plugins=[make_plugin(paths.mask)] if with_traces else [],
-        lifespan=[lifespan],
+        lifespan=[parts.running],
         before_send=[add_rate_limit],
-        exception_handlers={HTTPException: answer_http_exception, Exception: _answer_unexpected},
+        exception_handlers={
+            HTTPException: parts.answer_http_exception,
+            Exception: error_answers.answer_unexpected,
+        },
         logging_config=None,
         openapi_config=None,
         request_max_body_size=settings.request_body_max_bytes,
@@ -264,21 +327,5 @@ def add_request_log(app: Application, settings: Settings, recent_requests: Recen
     writer = Logs.configure_in_background("web", log_format=settings.log_format, log_level=settings.log_level)
     warn_where_missing()
     write = RequestLines(app.paths, writer).write if settings.access_log else None
-    tell = (Traffic().count, recent_requests.note)
+    tell = (RequestMetrics().count, recent_requests.note)
     return RequestLog(app.asgi, app.paths, write, tell, log_level=settings.log_level)
-
-
-def _answer_http_exception(_: Request[Any, Any, Any], error: HTTPException) -> Response[Any]:
-    refusal = _REFUSAL_BY_STATUS.get(error.status_code)
-    if refusal is None:
-        is_ours = error.status_code >= 500
-        refusal = responses.INTERNAL_ERROR if is_ours else Refusal(error.status_code, responses.BAD_REQUEST.error)
-    response = refusal.response()
-    if allow := (error.headers or {}).get("allow"):
-        response.headers["Allow"] = allow
-    return response
-
-
-def _answer_unexpected(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
-    log_unexpected(error, note_of(request.scope), request.scope.get("path_template"))
-    return responses.INTERNAL_ERROR.response()

@@ -15,11 +15,12 @@ from core.batches.payout_batch import PayoutBatch
 from core.credentials import KeyKind
 from core.database.connection import Database
 from core.ids import IdKind, format_id
-from core.parties import accounts, api_keys, businesses, payout_users
-from core.parties.accounts import Account, Member, Role
+from core.parties import api_keys, businesses, invitations, members, payout_users
+from core.parties.accounts import Account
 from core.parties.api_keys import ApiKey, NoSuchApiKeyError
 from core.parties.audit import Action, Actor, record
 from core.parties.businesses import Business
+from core.parties.members import Member, Role
 from core.parties.payout_users import PayoutUser, UserStatus
 
 
@@ -158,7 +159,7 @@ def invite_member(connection: Connection, actor: Actor, business_id: UUID, email
         AccountError: the e-mail is no address, or a member's.
 
     """
-    token, normalised = accounts.invite(connection, business_id, email, role, actor.name)
+    token, normalised = invitations.invite(connection, business_id, email, role, actor.name)
     record(connection, business_id, actor, Action.MEMBER_INVITED, normalised, {"role": role})
     return token
 
@@ -170,7 +171,7 @@ def withdraw_invitation(connection: Connection, actor: Actor, business_id: UUID,
         AccountError: there is none.
 
     """
-    email = accounts.withdraw_invitation(connection, business_id, invitation_id)
+    email = invitations.withdraw_invitation(connection, business_id, invitation_id)
     record(connection, business_id, actor, Action.INVITATION_WITHDRAWN, email)
     return email
 
@@ -184,11 +185,11 @@ def accept_invitation(database: Database, token: str, password: str) -> Account 
         PasswordError: the e-mail has no account yet, and the password breaks a rule.
 
     """
-    prepared = accounts.prepare_to_join(database, token, password)
+    prepared = invitations.prepare_to_join(database, token, password)
     if prepared is None:
         return None
     with database.transaction() as connection:
-        joined = accounts.join(connection, token, prepared)
+        joined = invitations.join(connection, token, prepared)
         if joined is None:
             connection.rollback()
             return None
@@ -206,7 +207,7 @@ def set_member_role(connection: Connection, actor: Actor, business_id: UUID, acc
         AccountError: there is no such member, or it is the last admin.
 
     """
-    member = accounts.set_role(connection, business_id, account_id, role)
+    member = members.set_role(connection, business_id, account_id, role)
     record(connection, business_id, actor, Action.MEMBER_ROLE_SET, member.email, {"role": role})
     return member
 
@@ -218,7 +219,7 @@ def remove_member(connection: Connection, actor: Actor, business_id: UUID, accou
         AccountError: there is no such member, or it is the last admin.
 
     """
-    member = accounts.remove_member(connection, business_id, account_id)
+    member = members.remove_member(connection, business_id, account_id)
     record(connection, business_id, actor, Action.MEMBER_REMOVED, member.email)
     return member
 

@@ -5,7 +5,7 @@ import gc
 _GEN0_OBJECTS = 20_000
 
 
-def spare_what_stays() -> None:
+def freeze_startup_objects() -> None:
     """Take everything that exists now out of later collections, and collect less often; call it once, after start.
 
     A full collection walks every module's objects: in an API process it stopped all callers for 100 ms, several

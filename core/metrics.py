@@ -182,19 +182,22 @@ def count_what_was_noted() -> None:
 # API: requests.
 
 HTTP_REQUESTS = Counter(
-    "payouts_http_requests", "requests answered; `route` is a template", ["method", "route", "status"], registry=API
+    "payouts_http_requests",
+    "HTTP requests that were answered; `route` is a template",
+    ["method", "route", "status"],
+    registry=API,
 )
 HTTP_REQUEST_SECONDS = Histogram(
     "payouts_http_request_seconds",
-    "from a request's arrival to the end of its response",
+    "seconds from a request's arrival to the end of its response",
     ["method", "route"],
     registry=API,
     buckets=_LONG_SECONDS,
 )
 TOO_MANY_REQUESTS = Counter(
     "payouts_too_many_requests",
-    "calls answered 429: a key's `rate_limit`, too many callers `waiting` for allocations, for the `database`, or "
-    "with `uploads`",
+    "requests that were answered 429, by reason: the API key's `rate_limit`, or too many callers `waiting` for "
+    "allocations, for the `database`, or with `uploads`",
     ["reason"],
     registry=API,
 )
@@ -203,34 +206,45 @@ for reason in ("rate_limit", "waiting", "database", "uploads"):
 
 # API: allocations.
 
-ALLOCATIONS = Counter("payouts_allocations", "allocations by what their callers were told", ["outcome"], registry=API)
+ALLOCATIONS = Counter(
+    "payouts_allocations", "allocations, by the outcome that the caller was told", ["outcome"], registry=API
+)
 ALLOCATION_SECONDS = Histogram(
-    "payouts_allocation_seconds", "from an allocation's arrival to its outcome", registry=API, buckets=_SECONDS
+    "payouts_allocation_seconds", "seconds from an allocation's arrival to its outcome", registry=API, buckets=_SECONDS
 )
 WAITING_SECONDS = Histogram(
-    "payouts_waiting_seconds", "from an allocation's arrival to its batch being sent", registry=API, buckets=_SECONDS
+    "payouts_waiting_seconds",
+    "seconds from an allocation's arrival until its group is sent",
+    registry=API,
+    buckets=_SECONDS,
 )
 WAITING_CALLERS = prometheus_client.Gauge(
-    "payouts_waiting_callers", "callers waiting for an outcome now", registry=API, multiprocess_mode="livesum"
+    "payouts_waiting_callers",
+    "callers that wait for the outcome of an allocation now",
+    registry=API,
+    multiprocess_mode="livesum",
 )
 GROUP_ALLOCATIONS = Histogram(
-    "payouts_group_allocations", "allocations in each batch that was sent", registry=API, buckets=_ALLOCATIONS
+    "payouts_group_allocations",
+    "allocations in each group that was sent to the workers",
+    registry=API,
+    buckets=_ALLOCATIONS,
 )
 ROUND_TRIP_SECONDS = Histogram(
-    "payouts_round_trip_seconds", "from a batch being sent to its reply", registry=API, buckets=_SECONDS
+    "payouts_round_trip_seconds", "seconds from the sending of a group to its reply", registry=API, buckets=_SECONDS
 )
 ROUND_TRIP_AGE_SECONDS = prometheus_client.Gauge(
     "payouts_round_trip_age_seconds",
-    "since a worker last carried out a batch of this process; without calls, an empty one is sent every 10 s",
+    "seconds since a worker last carried out a group of this process; without calls, an empty one is sent every 10 s",
     registry=API,
     multiprocess_mode="livemax",
 )
-PUBLISH_ERRORS = Counter("payouts_publish_errors", "batches that may not have reached the broker", registry=API)
-RESENDS = Counter("payouts_resends", "batches sent again because no reply came", registry=API)
+PUBLISH_ERRORS = Counter("payouts_publish_errors", "groups that may not have reached the broker", registry=API)
+RESENDS = Counter("payouts_resends", "groups that were sent again because no reply came", registry=API)
 RESOLUTIONS = Counter(
     "payouts_resolutions",
-    "allocations resolved from the history for want of a reply: `committed`, `never` (and never will be), or "
-    "`unknown`: answered 500 while the database was out of reach, and resolved later",
+    "allocations without a reply at the deadline, by what the history said: `committed`; `never`, which stays so; "
+    "`unknown`, where the database was out of reach, 500 was answered, and the allocation is resolved later",
     ["result"],
     registry=API,
 )
@@ -238,32 +252,36 @@ for result in ("committed", "never", "unknown"):
     RESOLUTIONS.labels(result)
 UNRESOLVED = prometheus_client.Gauge(
     "payouts_unresolved_allocations",
-    "calls and payout batches of the installation that were answered before they were certain, and are not finished yet",
+    "calls and payout batches of the installation that were answered in doubt and are not finished yet",
     registry=API,
     multiprocess_mode="livemax",
 )
 REVERSALS = Counter(
-    "payouts_reversals", "allocations answered 500 that had committed and were taken back", registry=API
+    "payouts_reversals", "allocations that were answered 500, had committed, and were reversed", registry=API
 )
 SUBSCRIBED = prometheus_client.Gauge(
     "payouts_replies_subscribed",
-    "1 while the subscription to replies stands, 0 while it does not",
+    "1 while the subscription to replies stands, 0 while there is none",
     registry=API,
     multiprocess_mode="livemin",
 )
-SUBSCRIPTION_LOSSES = Counter("payouts_reply_subscription_losses", "lost subscriptions to replies", registry=API)
-PAYOUT_BATCHES_ACCEPTED = Counter("payouts_payout_batches_accepted", "payout batches accepted", registry=API)
-PAYOUT_BATCH_ROWS_ACCEPTED = Counter("payouts_payout_batch_rows_accepted", "rows of those", registry=API)
+SUBSCRIPTION_LOSSES = Counter(
+    "payouts_reply_subscription_losses", "times that the subscription to replies was lost", registry=API
+)
+PAYOUT_BATCHES_ACCEPTED = Counter("payouts_payout_batches_accepted", "payout batches that were accepted", registry=API)
+PAYOUT_BATCH_ROWS_ACCEPTED = Counter(
+    "payouts_payout_batch_rows_accepted", "rows in accepted payout batches", registry=API
+)
 API_POOL_IN_USE = prometheus_client.Gauge(
     "payouts_api_pool_connections_in_use",
-    "PostgreSQL connections in use, by pool: `calls` or `uploads`",
+    "PostgreSQL connections of the API process in use, by pool: `calls` or `uploads`",
     ["pool"],
     registry=API,
     multiprocess_mode="livesum",
 )
 API_POOL_SIZE = prometheus_client.Gauge(
     "payouts_api_pool_connections_max",
-    "PostgreSQL connections that the pool may have",
+    "PostgreSQL connections that the API process may have, by pool: `calls` or `uploads`",
     ["pool"],
     registry=API,
     multiprocess_mode="livesum",
@@ -272,54 +290,67 @@ API_POOL_SIZE = prometheus_client.Gauge(
 # API: measured when somebody asks.
 
 UP = Measured("payouts_reachable", "1 where `database`, `redis` or `broker` answered, 0 where not", ["server"])
-QUEUE_MESSAGES = Measured("payouts_queue_messages", "messages in the queue", ["queue"])
+QUEUE_MESSAGES = Measured("payouts_queue_messages", "messages that wait in each of the broker's queues", ["queue"])
 QUEUE_AGE_SECONDS = Measured(
     "payouts_queue_oldest_message_age_seconds",
-    "age of the queue's oldest message, 0 while it is empty; not with RabbitMQ, which cannot tell",
+    "age of the oldest message in each queue, 0 while the queue is empty; not with RabbitMQ, which cannot tell",
     ["queue"],
 )
-OPEN_BATCHES = Measured("payouts_open_payout_batches", "payout batches that are not finished", ["status"])
-OPEN_BATCH_ROWS = Measured("payouts_open_payout_batch_rows", "their rows that are not paid yet")
+OPEN_BATCHES = Measured("payouts_open_payout_batches", "payout batches that are not finished, by status", ["status"])
+OPEN_BATCH_ROWS = Measured("payouts_open_payout_batch_rows", "rows of unfinished payout batches that are not paid yet")
 BATCH_IDLE_SECONDS = Measured(
     "payouts_payout_batch_idle_seconds",
-    "since somebody last worked on the payout batch that waits longest; 0 where none waits, or payouts are disabled",
+    "seconds since a worker last worked on the payout batch that waits longest; 0 where no batch waits, or payouts are "
+    "disabled",
 )
-BOOKS_BALANCED = Measured("payouts_books_balanced", "1 where the last verification found the books balanced, else 0")
-BOOKS_DISCREPANCIES = Measured("payouts_books_discrepancies", "rows that the last verification found wrong")
+BOOKS_BALANCED = Measured(
+    "payouts_books_balanced", "1 where the last verification of the books found them balanced, else 0"
+)
+BOOKS_DISCREPANCIES = Measured(
+    "payouts_books_discrepancies", "rows that the last verification of the books found wrong"
+)
 BOOKS_VERIFIED = Measured(
-    "payouts_books_verified_timestamp_seconds", "when the last verification ended, by the database's clock"
+    "payouts_books_verified_timestamp_seconds", "when the last verification of the books ended, by the database's clock"
 )
-BOOKS_SECONDS = Measured("payouts_books_verification_seconds", "how long the last verification took")
-BOOKS_EVERY_SECONDS = Measured("payouts_books_verify_every_seconds", "`PAYOUTS_VERIFY_EVERY_S`; 0: never")
+BOOKS_SECONDS = Measured("payouts_books_verification_seconds", "how long the last verification of the books took")
+BOOKS_EVERY_SECONDS = Measured(
+    "payouts_books_verify_every_seconds",
+    "seconds between verifications of the books, that is `PAYOUTS_VERIFY_EVERY_S`; 0: never",
+)
 
 # Workers.
 
 TASK_SECONDS = Histogram(
     "payouts_task_seconds",
-    "tasks carried out, and how long each took",
+    "seconds that each task of a worker took",
     ["task"],
     registry=WORKER,
     buckets=_LONG_SECONDS,
 )
 LAST_TASK = prometheus_client.Gauge(
-    "payouts_last_task_timestamp_seconds", "when this process last ended a task, by its clock", registry=WORKER
+    "payouts_last_task_timestamp_seconds", "when the worker last ended a task, by its own clock", registry=WORKER
 )
 WORKER_ALLOCATIONS = Counter(
-    "payouts_worker_allocations", "allocations by outcome, each copy of a batch by itself", ["outcome"], registry=WORKER
+    "payouts_worker_allocations",
+    "allocations that workers decided, by outcome; each copy of a group counts",
+    ["outcome"],
+    registry=WORKER,
 )
 for outcome in Outcome:
     ALLOCATIONS.labels(outcome.value)
     WORKER_ALLOCATIONS.labels(outcome.value)
 LOCKED_SECONDS = Histogram(
     "payouts_locked_seconds",
-    "from asking for the Redis locks of businesses to going on",
+    "seconds from asking for the Redis locks of businesses until the worker went on",
     registry=WORKER,
     buckets=_SECONDS,
 )
-LOCK_WAITS = Counter("payouts_lock_waits", "times that others held all the locks that were asked for", registry=WORKER)
+LOCK_WAITS = Counter(
+    "payouts_lock_waits", "times that other workers held all the Redis locks that were asked for", registry=WORKER
+)
 UNLOCKED = Counter(
     "payouts_unlocked",
-    "times a worker went on without locks: after a `timeout`, or as `redis` did not answer",
+    "times that a worker went on without Redis locks: after a `timeout`, or because `redis` did not answer",
     ["reason"],
     registry=WORKER,
 )
@@ -327,31 +358,42 @@ for reason in ("timeout", "redis"):
     UNLOCKED.labels(reason)
 SQL_SECONDS = Histogram(
     "payouts_sql_seconds",
-    "transactions for `allocations` or a `chunk` of a payout batch, commit included",
+    "seconds that a worker's transaction took, commit included: for `allocations` or a `chunk` of a payout batch",
     ["work"],
     registry=WORKER,
     buckets=_SECONDS,
 )
-SQL_FAILURES = Counter("payouts_sql_failures", "those that failed", ["work"], registry=WORKER)
+SQL_FAILURES = Counter(
+    "payouts_sql_failures",
+    "transactions of workers that failed: for `allocations` or a `chunk` of a payout batch",
+    ["work"],
+    registry=WORKER,
+)
 for work in ("allocations", "chunk"):
     SQL_SECONDS.labels(work)
     SQL_FAILURES.labels(work)
-REPLIES_LOST = Counter("payouts_replies_lost", "replies that could not be stored in Redis", registry=WORKER)
-MESSAGES_DROPPED = Counter("payouts_messages_dropped", "messages that are not ours, or damaged", registry=WORKER)
-PAYOUT_BATCH_ROWS_PAID = Counter("payouts_payout_batch_rows_paid", "rows of payout batches paid", registry=WORKER)
+REPLIES_LOST = Counter("payouts_replies_lost", "replies of workers that could not be stored in Redis", registry=WORKER)
+MESSAGES_DROPPED = Counter(
+    "payouts_messages_dropped",
+    "messages that workers dropped: damaged ones, and messages of other systems",
+    registry=WORKER,
+)
+PAYOUT_BATCH_ROWS_PAID = Counter(
+    "payouts_payout_batch_rows_paid", "rows of payout batches that were paid", registry=WORKER
+)
 PAYOUT_BATCHES_COMPLETED = Counter(
-    "payouts_payout_batches_completed", "payout batches paid to the end", registry=WORKER
+    "payouts_payout_batches_completed", "payout batches that were paid to the end", registry=WORKER
 )
 PAYOUT_BATCHES_RESUMED = Counter(
     "payouts_payout_batches_resumed",
-    "payout batches on which nobody worked, sent to the workers again",
+    "payout batches on which no worker worked, and that were sent to the workers again",
     registry=WORKER,
 )
 WORKER_POOL_IN_USE = prometheus_client.Gauge(
-    "payouts_worker_pool_connections_in_use", "PostgreSQL connections in use", registry=WORKER
+    "payouts_worker_pool_connections_in_use", "PostgreSQL connections of the worker process in use", registry=WORKER
 )
 WORKER_POOL_SIZE = prometheus_client.Gauge(
-    "payouts_worker_pool_connections_max", "PostgreSQL connections that the pool may have", registry=WORKER
+    "payouts_worker_pool_connections_max", "PostgreSQL connections that the worker process may have", registry=WORKER
 )
 
 if not IS_SHARED:  # the library cannot add these up
@@ -375,14 +417,42 @@ class _AllSiblings(Collector):
         yield from (metric for metric in merged.collect() if metric.name in names)
 
 
+OLD_NAMES = {
+    "payouts_group_allocations": "payouts_batch_allocations",
+    "payouts_resolutions": "payouts_settles",
+    "payouts_unresolved_allocations": "payouts_unsettled_allocations",
+}
+"""The names in 0.1 of metrics that have another one now. 0.2 gives both out, 0.3 the new one alone."""
+
+
+class _WithOldNames(Collector):
+    """What a registry has, and once more under its old name what was renamed."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+
+    def collect(self) -> Iterator[Metric]:
+        """Give all metrics out."""
+        for family in self._registry.collect():
+            yield family
+            if (old_name := OLD_NAMES.get(family.name)) is not None:
+                renamed = Metric(old_name, f"the old name of {family.name}, until 0.3", family.type, family.unit)
+                renamed.samples = [
+                    sample._replace(name=old_name + sample.name.removeprefix(family.name)) for sample in family.samples
+                ]
+                yield renamed
+
+
 def render_api(accept: str) -> tuple[bytes, str]:
     """Return the API's metrics in the format that fits an `Accept` header, and their content type."""
-    registry = API
+    source = API
     if IS_SHARED:
-        registry = CollectorRegistry()
-        registry.register(_AllSiblings())
+        source = CollectorRegistry()
+        source.register(_AllSiblings())
         for metric in globals().values():
             if isinstance(metric, Measured):
-                registry.register(metric)
+                source.register(metric)
+    registry = CollectorRegistry()
+    registry.register(_WithOldNames(source))
     encode, content_type = choose_encoder(accept)
     return encode(registry), content_type

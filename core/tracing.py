@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from core.logging.setup import hide_secrets
+from core.logging.masking import hide_secrets
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter

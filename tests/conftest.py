@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from api.local.servers import EmbeddedValkey
+from api.local.valkey import EmbeddedValkey
 from core.database.connection import Database
 from tests.servers import Account, Servers, System, open_account, run_servers, run_system, run_valkey
 

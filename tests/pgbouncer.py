@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from api.local.servers import POSTGRES_ACCOUNT, find_free_port
+from api.local.ports import find_free_port
+from api.local.postgres import POSTGRES_ACCOUNT
 
 _PROGRAM = shutil.which("pgbouncer", path=f"{os.environ['PATH']}{os.pathsep}/usr/sbin")
 _PASSWORD = "pooler-password"  # noqa: S105

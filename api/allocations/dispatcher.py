@@ -20,7 +20,7 @@ from api.allocations.waiting_list import Pending, WaitingList
 from api.web.errors import TooManyWaitingError
 from core import metrics
 from core.database.connection import describe_error
-from core.logging.setup import about
+from core.logging.fields import about
 from core.messages import Allocation, Outcome
 from core.settings.loader import Settings
 

@@ -12,7 +12,7 @@ from celery import Celery
 
 from core import metrics
 from core.ids import new_id
-from core.logging.setup import about, name_allocations
+from core.logging.fields import about, name_allocations
 from core.messages import Allocation, GroupCodec
 from workers.app import ALLOCATE_TASK, NAMES_HEADER, QUEUE
 

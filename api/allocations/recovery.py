@@ -31,7 +31,9 @@ class Recovery:
                 if result.reversed:
                     metrics.REVERSALS.inc(len(result.reversed))
                 if result.finished:
-                    logger.warning("%d records in doubt are finished, %d are left", len(result.finished), len(result.left))
+                    logger.warning(
+                        "%d records in doubt are finished, %d are left", len(result.finished), len(result.left)
+                    )
             await asyncio.sleep(EVERY_S)
 
     def close(self) -> None:

@@ -10,11 +10,11 @@ from uuid import UUID
 
 from api.allocations.waiting_list import Pending
 from core import metrics
-from core.in_doubt.records import Doubt, InDoubt
 from core.database.connection import DATABASE_ERRORS, Database, describe_error, is_connection_error
 from core.ids import IdKind, format_id
+from core.in_doubt.records import Doubt, InDoubt
 from core.ledger import resolution
-from core.logging.setup import NAMED_MAX, about
+from core.logging.fields import NAMED_MAX, about
 from core.messages import Allocation, Outcome
 from workers.in_doubt import InDoubtRecords
 

@@ -11,16 +11,17 @@ from sqlalchemy import Connection
 from api.batches.intake import BatchIntake
 from api.batches.rows import find_format
 from api.resources import schemas
-from api.resources.pagination import Listing, Lists
+from api.resources.pagination import Collection, Paginator
 from api.resources.query_parameters import Parameters, batches_cursor, results_cursor
 from api.web import responses
-from api.web.business_request import AnyRequest, BusinessCalls
+from api.web.business_request import BusinessRequests
 from api.web.errors import TooManyWaitingError
 from api.web.headers import read_header
 from api.web.idempotency import strip_key
+from api.web.request import HttpRequest
 from api.web.request_body import read_body
 from api.web.request_log import note_of
-from api.web.responses import AnyResponse, Refusal
+from api.web.responses import HttpResponse, Refusal
 from core.batches import reading
 from core.batches.payout_batch import BODY_MAX_BYTES, PayoutBatch, RowOutcome
 from core.batches.reading import BatchResult
@@ -34,36 +35,38 @@ UPLOAD_TIMEOUT_S = 120.0
 RESULTS_PATH = "/payout/batches/{batch_id:str}/results"
 
 
-def batch_routes(calls: BusinessCalls, lists: Lists, intake: BatchIntake, hash_secret: bytes) -> list[HTTPRouteHandler]:
+def batch_routes(
+    requests: BusinessRequests, paginator: Paginator, intake: BatchIntake, hash_secret: bytes
+) -> list[HTTPRouteHandler]:
     """Wire the endpoints."""
 
     # One handler, since Litestar's answer to OPTIONS names the methods of one.
     @route(PATH, http_method=["GET", "POST"], request_max_body_size=BODY_MAX_BYTES)
-    async def list_or_create_batches(request: AnyRequest) -> AnyResponse:
-        return await (_list(request, lists) if request.method == "GET" else _create(request, calls, intake))
+    async def list_or_create_batches(request: HttpRequest) -> HttpResponse:
+        return await (_list(request, paginator) if request.method == "GET" else _create(request, requests, intake))
 
     @get(ITEM_PATH)
-    async def get_batch(request: AnyRequest, batch_id: str) -> AnyResponse:
-        return await calls.answer(request, lambda connection, business_id: _get(connection, business_id, batch_id))
+    async def get_batch(request: HttpRequest, batch_id: str) -> HttpResponse:
+        return await requests.answer(request, lambda connection, business_id: _get(connection, business_id, batch_id))
 
     @get(RESULTS_PATH)
-    async def list_results(request: AnyRequest, batch_id: str) -> AnyResponse:
+    async def list_results(request: HttpRequest, batch_id: str) -> HttpResponse:
         parameters = Parameters.from_query(request.query_params.multi_items())
-        behind, limit = parameters.results_cursor(), parameters.limit()
-        listing = results_listing(batch_id, hash_secret)
-        return await lists.answer(request, parameters.errors, listing, behind, limit)
+        after, limit = parameters.results_cursor(), parameters.limit()
+        collection = result_collection(batch_id, hash_secret)
+        return await paginator.answer(request, parameters.errors, collection, after, limit)
 
     return [list_or_create_batches, get_batch, list_results]
 
 
-async def _list(request: AnyRequest, lists: Lists) -> AnyResponse:
+async def _list(request: HttpRequest, paginator: Paginator) -> HttpResponse:
     parameters = Parameters.from_query(request.query_params.multi_items())
-    behind, limit = parameters.batches_cursor(), parameters.limit()
-    return await lists.answer(request, parameters.errors, _BATCHES, behind, limit)
+    after, limit = parameters.batches_cursor(), parameters.limit()
+    return await paginator.answer(request, parameters.errors, _BATCHES, after, limit)
 
 
-async def _create(request: AnyRequest, calls: BusinessCalls, intake: BatchIntake) -> AnyResponse:
-    identity = await calls.identify(request)
+async def _create(request: HttpRequest, requests: BusinessRequests, intake: BatchIntake) -> HttpResponse:
+    identity = await requests.identify(request)
     if isinstance(identity, Refusal):
         return identity.response()
     idempotency_key = strip_key(read_header(request.scope["headers"], b"idempotency-key"))
@@ -84,12 +87,12 @@ async def _create(request: AnyRequest, calls: BusinessCalls, intake: BatchIntake
     return responses.respond(document, 202, headers)
 
 
-_BATCHES: Listing[PayoutBatch, UUID] = Listing(
+_BATCHES: Collection[PayoutBatch, UUID] = Collection(
     name="payout-batches",
-    read=lambda connection, business_id, behind, limit: reading.list_batches(
-        connection, business_id, limit=limit, behind=behind
+    read=lambda connection, business_id, after, limit: reading.list_batches(
+        connection, business_id, limit=limit, after=after
     ),
-    place_of=lambda batch: batch.id,
+    position_of=lambda batch: batch.id,
     write_cursor=batches_cursor,
     document=schemas.Batch.of,
     csv_columns=("id", "status", "total", "processed", "amount_cents", "amount_dollars", "created_at", "finished_at"),
@@ -106,14 +109,14 @@ _BATCHES: Listing[PayoutBatch, UUID] = Listing(
 )
 
 
-def results_listing(batch_id: str, hash_secret: bytes | None) -> Listing[BatchResult, int]:
+def result_collection(batch_id: str, hash_secret: bytes | None) -> Collection[BatchResult, int]:
     """Return the list of a batch's rows; without the secret, without hashes."""
 
-    def read(connection: Connection, business_id: UUID, behind: int | None, limit: int) -> list[BatchResult] | Refusal:
+    def read(connection: Connection, business_id: UUID, after: int | None, limit: int) -> list[BatchResult] | Refusal:
         batch = _find(connection, business_id, batch_id)
         if batch is None:
             return responses.NOT_FOUND
-        return reading.list_results(connection, batch, limit=limit, behind=behind)
+        return reading.list_results(connection, batch, limit=limit, after=after)
 
     def document(row: BatchResult) -> schemas.BatchRow:
         hash_ = None
@@ -134,10 +137,10 @@ def results_listing(batch_id: str, hash_secret: bytes | None) -> Listing[BatchRe
             shown.transaction,
         )
 
-    return Listing(
+    return Collection(
         name="results",
         read=read,
-        place_of=lambda row: row.position,
+        position_of=lambda row: row.position,
         write_cursor=results_cursor,
         document=document,
         csv_columns=(

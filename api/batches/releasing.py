@@ -1,4 +1,7 @@
-"""The last step of taking a payout batch in: what is answered 202 is released to the workers, what is answered 500 never."""
+"""The last step of taking a payout batch in: what is answered 202 is released to the workers.
+
+What is answered 500 never is.
+"""
 
 import logging
 import time
@@ -11,7 +14,7 @@ from core.batches.payout_batch import PayoutBatch
 from core.database.connection import DATABASE_ERRORS, Database, describe_error
 from core.ids import IdKind, format_id
 from core.in_doubt.records import Doubt, InDoubt
-from core.logging.setup import about
+from core.logging.fields import about
 from workers.app import send_chunk
 from workers.in_doubt import InDoubtRecords, NotRecordedError
 
@@ -62,7 +65,7 @@ class BatchReleaser:
         return released
 
     def refuse(self, business_id: UUID, batch_id: UUID) -> None:
-        """Have a batch cancelled whose caller is answered 500, should it be committed; it is not released, so not paid."""
+        """Have a batch cancelled whose caller is answered 500, should it be committed: it is not released."""
         name = format_id(IdKind.BATCH, batch_id)
         text = "%s may be accepted, and is answered 500; it is cancelled as soon as that is known"
         logger.error(text, name, extra=about(batch_id=name, always=True))

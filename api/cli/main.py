@@ -101,6 +101,6 @@ def push(file: Path, key: str, url: str, *, decimal: bool, dry_run: bool, yes: b
 @click.option("--url", envvar="PAYOUTS_URL", help="The API's address; or $PAYOUTS_URL, which `payouts up` leaves.")
 def doctor(*, as_json: bool, data_dir: Path | None, url: str | None) -> None:
     """Check everything, and say what to do about what is wrong: exit code 1, or 2 for settings."""
-    from api.cli.doctor import run_doctor
+    from api.cli.doctor.command import run_doctor
 
     sys.exit(run_doctor(data_dir, url, as_json=as_json))

@@ -11,10 +11,12 @@ from core.credentials import Mode
 from core.database.connection import Database
 from core.emails import normalise_email
 from core.ids import IdKind, format_id
-from core.parties import accounts
-from core.parties.accounts import AccountError, Invitation, Member, Role
+from core.parties import invitations, members
+from core.parties.accounts import AccountError
 from core.parties.audit import COMMAND_LINE
 from core.parties.businesses import Business, get_business
+from core.parties.invitations import Invitation
+from core.parties.members import Member, Role
 
 _DEFAULT_URL = "http://127.0.0.1:8000"
 
@@ -51,7 +53,7 @@ def member_invite(
     with database.transaction() as connection:
         business = _find_live_business(connection, business_ref)
         token = admin_actions.invite_member(connection, COMMAND_LINE, business.id, email, Role(role))
-        invitation = accounts.read_invitation(connection, token)
+        invitation = invitations.read_invitation(connection, token)
     assert invitation is not None  # noqa: S101 (it was made just now)
     link = f"{url.rstrip('/')}/dashboard/invitations/{token}"
     lines = [
@@ -69,12 +71,12 @@ def member_list(business_ref: str, *, database: Database, as_json: bool) -> None
     """List a business's members, and whom it has invited."""
     with database.transaction() as connection:
         business = _find_live_business(connection, business_ref)
-        members = accounts.list_members(connection, business.id)
-        invitations = accounts.list_invitations(connection, business.id)
-    lines = [f"{each.role:<6}  member since {format_time(each.created_at)}  {each.email}" for each in members]
-    lines += [f"{each.role:<6}  invited until {format_time(each.expires_at)}  {each.email}" for each in invitations]
-    documents = [_member_document(business, each) for each in members]
-    documents += [_invitation_document(business, each) for each in invitations]
+        found = members.list_members(connection, business.id)
+        invited = invitations.list_invitations(connection, business.id)
+    lines = [f"{each.role:<6}  member since {format_time(each.created_at)}  {each.email}" for each in found]
+    lines += [f"{each.role:<6}  invited until {format_time(each.expires_at)}  {each.email}" for each in invited]
+    documents = [_member_document(business, each) for each in found]
+    documents += [_invitation_document(business, each) for each in invited]
     print_document(documents, lines or ["There are no members yet."], as_json=as_json)
 
 
@@ -91,11 +93,11 @@ def member_remove(business_ref: str, email: str, *, database: Database, as_json:
 
 
 def _remove(connection: Connection, business: Business, email: str | None) -> tuple[dict[str, Any], str]:
-    for found in accounts.list_members(connection, business.id):
+    for found in members.list_members(connection, business.id):
         if found.email == email:
             admin_actions.remove_member(connection, COMMAND_LINE, business.id, found.account_id)
             return _member_document(business, found), f"{found.email} is no member any more."
-    for invitation in accounts.list_invitations(connection, business.id):
+    for invitation in invitations.list_invitations(connection, business.id):
         if invitation.email == email:
             admin_actions.withdraw_invitation(connection, COMMAND_LINE, business.id, invitation.id)
             return _invitation_document(business, invitation), f"The invitation of {invitation.email} is ended."

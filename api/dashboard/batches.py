@@ -11,7 +11,7 @@ from litestar.handlers import HTTPRouteHandler
 from redis.exceptions import RedisError
 from sqlalchemy import Connection
 
-from api.batches.endpoint import UPLOAD_TIMEOUT_S, results_listing
+from api.batches.endpoint import UPLOAD_TIMEOUT_S, result_collection
 from api.batches.files import check_upload
 from api.batches.intake import BatchIntake
 from api.dashboard.exports import export_csv
@@ -19,8 +19,6 @@ from api.dashboard.forms import BODY_MAX_BYTES as FORM_MAX_BYTES
 from api.dashboard.forms import Form, check_origin, parse_upload, read_fields
 from api.dashboard.pages import (
     Answer,
-    AnyRequest,
-    AnyResponse,
     Page,
     PageError,
     Pages,
@@ -33,12 +31,13 @@ from api.dashboard.pages import (
 )
 from api.dashboard.sessions import Session
 from api.dashboard.uploads import Upload, Uploads
-from api.resources.pagination import Listing, Lists
+from api.resources.pagination import Collection, Paginator
 from api.resources.query_parameters import Parameters, batches_cursor, results_cursor
 from api.web.browser_headers import browser_headers, redirect
 from api.web.errors import TooManyWaitingError
+from api.web.request import HttpRequest
 from api.web.request_body import read_body
-from api.web.responses import INSUFFICIENT_BALANCE, PAYOUTS_DISABLED, Refusal
+from api.web.responses import INSUFFICIENT_BALANCE, PAYOUTS_DISABLED, HttpResponse, Refusal
 from core import admin_actions
 from core.batches import reading
 from core.batches.acceptance import Submission
@@ -76,50 +75,50 @@ class _Progress(msgspec.Struct):
 
 
 def batch_page_routes(
-    pages: Pages, lists: Lists, intake: BatchIntake, uploads: Uploads, hash_secret: bytes
+    pages: Pages, paginator: Paginator, intake: BatchIntake, uploads: Uploads, hash_secret: bytes
 ) -> list[HTTPRouteHandler]:
     """Wire the pages."""
     taking = _Taking(pages, intake, uploads)
 
     @get("/{business:str}/{mode:str}/batches")
-    async def list_batches(request: AnyRequest, business: str, mode: str) -> AnyResponse:
-        behind = Parameters.from_query(request.query_params.multi_items()).batches_cursor()
-        return await pages.show(request, business, mode, lambda connection, visit: _list(connection, visit, behind))
+    async def list_batches(request: HttpRequest, business: str, mode: str) -> HttpResponse:
+        after = Parameters.from_query(request.query_params.multi_items()).batches_cursor()
+        return await pages.show(request, business, mode, lambda connection, visit: _list(connection, visit, after))
 
     @post(
         "/{business:str}/{mode:str}/batches/uploads",
         status_code=200,
         request_max_body_size=BODY_MAX_BYTES + FORM_MAX_BYTES,
     )
-    async def upload(request: AnyRequest, business: str, mode: str) -> AnyResponse:
+    async def upload(request: HttpRequest, business: str, mode: str) -> HttpResponse:
         return await taking.upload(request, business, mode)
 
     @route(_UPLOAD, http_method=["GET", "POST"], status_code=200)
-    async def preview_or_accept(request: AnyRequest, business: str, mode: str, upload_id: str) -> AnyResponse:
+    async def preview_or_accept(request: HttpRequest, business: str, mode: str, upload_id: str) -> HttpResponse:
         handle = taking.preview if request.method == "GET" else taking.accept
         return await handle(request, business, mode, upload_id)
 
     @get(_BATCH)
-    async def show_batch(request: AnyRequest, business: str, mode: str, batch_id: str) -> AnyResponse:
-        behind = Parameters.from_query(request.query_params.multi_items()).results_cursor()
+    async def show_batch(request: HttpRequest, business: str, mode: str, batch_id: str) -> HttpResponse:
+        after = Parameters.from_query(request.query_params.multi_items()).results_cursor()
         return await pages.show(
-            request, business, mode, lambda connection, visit: _show(connection, visit, batch_id, behind)
+            request, business, mode, lambda connection, visit: _show(connection, visit, batch_id, after)
         )
 
     @get(f"{_BATCH}/progress")
-    async def show_progress(request: AnyRequest, business: str, mode: str, batch_id: str) -> AnyResponse:
+    async def show_progress(request: HttpRequest, business: str, mode: str, batch_id: str) -> HttpResponse:
         return await _answer_progress(pages, request, business, mode, batch_id)
 
     @get(f"{_BATCH}/results.csv")
-    async def export_results(request: AnyRequest, business: str, mode: str, batch_id: str) -> AnyResponse:
-        def choose(_: Connection, visit: Visit) -> Listing[BatchResult, int]:
+    async def export_results(request: HttpRequest, business: str, mode: str, batch_id: str) -> HttpResponse:
+        def choose(_: Connection, visit: Visit) -> Collection[BatchResult, int]:
             # A payout hash lets its holder in, so that viewers do not get it.
-            return results_listing(batch_id, hash_secret if visit.is_admin else None)
+            return result_collection(batch_id, hash_secret if visit.is_admin else None)
 
-        return await export_csv(pages, lists, request, business, mode, choose)
+        return await export_csv(pages, paginator, request, business, mode, choose)
 
     @post(f"{_BATCH}/cancel", status_code=200)
-    async def cancel(request: AnyRequest, business: str, mode: str, batch_id: str) -> AnyResponse:
+    async def cancel(request: HttpRequest, business: str, mode: str, batch_id: str) -> HttpResponse:
         def work(connection: Connection, visit: Visit, form: Form) -> Redirect:
             return _cancel(connection, visit, form, batch_id)
 
@@ -137,7 +136,7 @@ class _Taking:
         self._uploads = uploads
         self._under_way = 0
 
-    async def upload(self, request: AnyRequest, business: str, mode: str) -> AnyResponse:
+    async def upload(self, request: HttpRequest, business: str, mode: str) -> HttpResponse:
         """Check a file; show what is wrong with it, or keep it and go on to its preview."""
         session = await self._pages.require_session(request)
         check_origin(request)
@@ -157,7 +156,7 @@ class _Taking:
         page = await self._pages.threads.run(lambda connection: _list(connection, visit, None, found))
         return await self._pages.make_page(request, page, session, visit)
 
-    async def preview(self, request: AnyRequest, business: str, mode: str, upload_id: str) -> AnyResponse:
+    async def preview(self, request: HttpRequest, business: str, mode: str, upload_id: str) -> HttpResponse:
         """Show what a file would do."""
         session = await self._pages.find_session(request)
         upload = await self._find(session, upload_id) if session else None
@@ -172,7 +171,7 @@ class _Taking:
 
         return await self._pages.show(request, business, mode, work)
 
-    async def accept(self, request: AnyRequest, business: str, mode: str, upload_id: str) -> AnyResponse:
+    async def accept(self, request: HttpRequest, business: str, mode: str, upload_id: str) -> HttpResponse:
         """Accept a file's rows as a payout batch: once, however often it is asked for."""
         session = await self._pages.require_session(request)
         values = await read_fields(request)
@@ -214,7 +213,7 @@ class _Taking:
         return await self._pages.threads.run(look_up)
 
     def _check(
-        self, request: AnyRequest, session: Session, visit: Visit, body: bytes, check_time: Callable[[], None]
+        self, request: HttpRequest, session: Session, visit: Visit, body: bytes, check_time: Callable[[], None]
     ) -> "_Checked | list[str]":
         """Read an upload's form and its file; return what was found, or the file's mistakes."""
         sent = parse_upload(body, request.headers.get("content-type", ""))
@@ -261,13 +260,13 @@ class _Checked:
     sealed: bytes
 
 
-def _list(connection: Connection, visit: Visit, behind: UUID | None, mistakes: list[str] | None = None) -> Page:
-    batches = reading.list_batches(connection, visit.business.id, limit=_ROWS + 1, behind=behind)
+def _list(connection: Connection, visit: Visit, after: UUID | None, mistakes: list[str] | None = None) -> Page:
+    batches = reading.list_batches(connection, visit.business.id, limit=_ROWS + 1, after=after)
     cursor = batches_cursor(batches[_ROWS - 1].id) if len(batches) > _ROWS else None
     values = {
         "batches": batches[:_ROWS],
         "cursor": cursor,
-        "is_first": behind is None,
+        "is_first": after is None,
         "mistakes": mistakes or [],
         "mistakes_max": MISTAKES_SHOWN_MAX,
         "bytes_max": BODY_MAX_BYTES,
@@ -276,15 +275,15 @@ def _list(connection: Connection, visit: Visit, behind: UUID | None, mistakes: l
     return Page("batches.html", values, 422 if mistakes else 200)
 
 
-def _show(connection: Connection, visit: Visit, batch_id: str, behind: int | None) -> Page:
+def _show(connection: Connection, visit: Visit, batch_id: str, after: int | None) -> Page:
     batch = _find_batch(connection, visit, batch_id)
-    rows = reading.list_results(connection, batch, limit=_RESULT_ROWS + 1, behind=behind)
+    rows = reading.list_results(connection, batch, limit=_RESULT_ROWS + 1, after=after)
     cursor = results_cursor(rows[_RESULT_ROWS - 1].position) if len(rows) > _RESULT_ROWS else None
     values = {
         "batch": batch,
         "rows": rows[:_RESULT_ROWS],
         "cursor": cursor,
-        "is_first": behind is None,
+        "is_first": after is None,
         "progress": _describe(visit, batch),
     }
     return Page("batch.html", values)
@@ -297,7 +296,7 @@ def _cancel(connection: Connection, visit: Visit, form: Form, batch_id: str) -> 
     return Redirect(_batch_path(visit, batch.id), f"The batch is cancelled: {rest} went back to the payout balance.")
 
 
-async def _answer_progress(pages: Pages, request: AnyRequest, business: str, mode: str, batch_id: str) -> AnyResponse:
+async def _answer_progress(pages: Pages, request: HttpRequest, business: str, mode: str, batch_id: str) -> HttpResponse:
     """Answer the script of a batch's page."""
 
     def look_up(connection: Connection, session: Session) -> _Progress:

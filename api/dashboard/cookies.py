@@ -6,9 +6,9 @@ machine, they are not marked `Secure`, for programs would not send them back.
 
 from typing import Any
 
-from litestar import Request, Response
+from litestar import Response
 
-AnyRequest = Request[Any, Any, Any]
+from api.web.request import HttpRequest
 
 SESSION = "payouts_session"
 VISITOR = "payouts_visitor"
@@ -17,13 +17,13 @@ DEVICE = "payouts_device"
 """Says for whom somebody has signed in in this browser (`sign_in_tries`)."""
 
 
-def read_cookie(request: AnyRequest, name: str) -> str:
+def read_cookie(request: HttpRequest, name: str) -> str:
     """Return a cookie's value; empty where there is none."""
     return request.cookies.get(_full_name(request, name), "")
 
 
 def set_cookie(
-    request: AnyRequest, response: Response[Any], name: str, value: str, *, max_age_s: int | None = None
+    request: HttpRequest, response: Response[Any], name: str, value: str, *, max_age_s: int | None = None
 ) -> None:
     """Set a cookie, until the browser is closed or for a while."""
     response.set_cookie(
@@ -37,14 +37,14 @@ def set_cookie(
     )
 
 
-def delete_cookie(request: AnyRequest, response: Response[Any], name: str) -> None:
+def delete_cookie(request: HttpRequest, response: Response[Any], name: str) -> None:
     """Take a cookie back."""
     set_cookie(request, response, name, "", max_age_s=0)
 
 
-def _full_name(request: AnyRequest, name: str) -> str:
+def _full_name(request: HttpRequest, name: str) -> str:
     return f"__Host-{name}" if _is_https(request) else name
 
 
-def _is_https(request: AnyRequest) -> bool:
+def _is_https(request: HttpRequest) -> bool:
     return request.scope.get("scheme") == "https"

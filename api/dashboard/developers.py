@@ -9,8 +9,10 @@ from litestar.handlers import HTTPRouteHandler
 from sqlalchemy import Connection
 
 from api.dashboard.forms import Form
-from api.dashboard.pages import Answer, AnyRequest, AnyResponse, Page, PageError, Pages, Redirect, Visit, not_found
+from api.dashboard.pages import Answer, Page, PageError, Pages, Redirect, Visit, not_found
 from api.web.recent_requests import RecentRequest, RecentRequests
+from api.web.request import HttpRequest
+from api.web.responses import HttpResponse
 from core import admin_actions
 from core.credentials import KeyKind
 from core.ids import IdKind, parse_id
@@ -30,7 +32,7 @@ def developer_routes(pages: Pages, recent_requests: RecentRequests) -> list[HTTP
     """Wire the pages."""
 
     @get("/{business:str}/{mode:str}/developers")
-    async def show_developers(request: AnyRequest, business: str, mode: str) -> AnyResponse:
+    async def show_developers(request: HttpRequest, business: str, mode: str) -> HttpResponse:
         # Whose requests they are, the page's own look at the person says; they are read for nobody else.
         shown = await pages.look(request, business, mode)
         if shown is None:
@@ -41,18 +43,18 @@ def developer_routes(pages: Pages, recent_requests: RecentRequests) -> list[HTTP
         return await pages.answer(request, session, visit, page)
 
     @post(_KEYS, status_code=200)
-    async def create_key(request: AnyRequest, business: str, mode: str) -> AnyResponse:
+    async def create_key(request: HttpRequest, business: str, mode: str) -> HttpResponse:
         return await pages.change(request, business, mode, _create, back="developers")
 
     @post(f"{_KEYS}/{{key_id:str}}/roll", status_code=200)
-    async def roll_key(request: AnyRequest, business: str, mode: str, key_id: str) -> AnyResponse:
+    async def roll_key(request: HttpRequest, business: str, mode: str, key_id: str) -> HttpResponse:
         def work(connection: Connection, visit: Visit, form: Form) -> Answer:
             return _roll(connection, visit, form, key_id)
 
         return await pages.change(request, business, mode, work, back="developers")
 
     @post(f"{_KEYS}/{{key_id:str}}/revoke", status_code=200)
-    async def revoke_key(request: AnyRequest, business: str, mode: str, key_id: str) -> AnyResponse:
+    async def revoke_key(request: HttpRequest, business: str, mode: str, key_id: str) -> HttpResponse:
         def work(connection: Connection, visit: Visit, form: Form) -> Answer:
             return _revoke(connection, visit, form, key_id)
 

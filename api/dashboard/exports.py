@@ -7,19 +7,21 @@ from uuid import UUID
 from litestar.response import Stream
 from sqlalchemy import Connection
 
-from api.dashboard.pages import AnyRequest, AnyResponse, Pages, Visit, find_visit, not_found
-from api.resources.pagination import CSV, Listing, Lists
+from api.dashboard.pages import Pages, Visit, find_visit, not_found
+from api.resources.pagination import CSV, Collection, Paginator
 from api.web.browser_headers import browser_headers
+from api.web.request import HttpRequest
+from api.web.responses import HttpResponse
 
 
 async def export_csv(
     pages: Pages,
-    lists: Lists,
-    request: AnyRequest,
+    paginator: Paginator,
+    request: HttpRequest,
     business: str,
     mode: str,
-    choose: Callable[[Connection, Visit], Listing[Any, Any]],
-) -> AnyResponse:
+    choose: Callable[[Connection, Visit], Collection[Any, Any]],
+) -> HttpResponse:
     """Answer with the list that `choose` returns, which may look at who asks."""
     session = await pages.find_session(request)
     if session is None:
@@ -28,15 +30,15 @@ async def export_csv(
     def authorised(connection: Connection) -> Visit:
         return find_visit(connection, session, business, mode)
 
-    def look_up(connection: Connection) -> Listing[Any, Any]:
+    def look_up(connection: Connection) -> Collection[Any, Any]:
         return choose(connection, authorised(connection))
 
-    listing = await pages.threads.run(look_up)
+    collection = await pages.threads.run(look_up)
 
     async def carry_out(work: Callable[[Connection, UUID], Any]) -> Any:
         return await pages.threads.run(lambda connection: work(connection, authorised(connection).business.id))
 
-    response = await lists.export(carry_out, listing, CSV)
+    response = await paginator.export(carry_out, collection, CSV)
     if not isinstance(response, Stream):
         raise not_found()
     response.headers.update(browser_headers(request))

@@ -5,18 +5,15 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 from uuid import UUID
 
 import multipart
-from litestar import Request
 
+from api.web.request import HttpRequest
 from api.web.request_body import read_body
 from core.ids import new_id
 from core.money import format_dollars
-
-AnyRequest = Request[Any, Any, Any]
 
 BODY_MAX_BYTES = 65_536
 _FIELDS_MAX = 50
@@ -69,7 +66,7 @@ class FormTokens:
         """Make the token for a session's id, or for the visitor's who is not signed in."""
         return hmac.digest(self._key, cookie.encode(), "sha256").hex()
 
-    def check(self, request: AnyRequest, cookie: str, values: Mapping[str, str]) -> UUID:
+    def check(self, request: HttpRequest, cookie: str, values: Mapping[str, str]) -> UUID:
         """Return the form's id.
 
         Raises:
@@ -88,7 +85,7 @@ def new_form_id() -> str:
     return new_id().hex
 
 
-def check_origin(request: AnyRequest) -> None:
+def check_origin(request: HttpRequest) -> None:
     """Refuse what a browser says was sent by another site; old browsers and programs say nothing.
 
     Raises:
@@ -104,7 +101,7 @@ def check_origin(request: AnyRequest) -> None:
         raise ForeignFormError
 
 
-async def read_fields(request: AnyRequest) -> dict[str, str]:
+async def read_fields(request: HttpRequest) -> dict[str, str]:
     """Read an ordinary form; of a field that is there twice, the first counts.
 
     Raises:

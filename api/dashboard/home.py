@@ -7,7 +7,9 @@ from litestar.handlers import HTTPRouteHandler
 from sqlalchemy import Connection
 
 from api.dashboard.chart import draw_days
-from api.dashboard.pages import AnyRequest, AnyResponse, Page, Pages, Visit
+from api.dashboard.pages import Page, Pages, Visit
+from api.web.request import HttpRequest
+from api.web.responses import HttpResponse
 from core.ledger.overview import LOW_DAYS, read_overview
 
 
@@ -15,7 +17,7 @@ def home_routes(pages: Pages) -> list[HTTPRouteHandler]:
     """Wire the page."""
 
     @get(["/{business:str}", "/{business:str}/{mode:str}"])
-    async def home(request: AnyRequest, business: str, mode: str = "live") -> AnyResponse:
+    async def home(request: HttpRequest, business: str, mode: str = "live") -> HttpResponse:
         return await pages.show(request, business, mode, _show)
 
     return [home]

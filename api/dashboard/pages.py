@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 from urllib.parse import urlencode, urlsplit
 from uuid import UUID
 
-from litestar import Request, Response
 from litestar.exceptions import HTTPException
 from redis.exceptions import RedisError
 from sqlalchemy import Connection
@@ -26,22 +25,23 @@ from api.dashboard.sessions import Notice, Session, Sessions
 from api.web.browser_headers import page, redirect
 from api.web.business_request import DatabaseThreads
 from api.web.errors import TooManyWaitingError
+from api.web.request import HttpRequest
+from api.web.responses import HttpResponse
 from core.credentials import Mode
 from core.database.connection import describe_error, is_connection_error
 from core.errors import UserError
 from core.ids import IdKind, format_id, parse_id
-from core.parties import accounts, audit, businesses
-from core.parties.accounts import Account, Membership, Role
+from core.parties import accounts, audit, businesses, members
+from core.parties.accounts import Account
 from core.parties.audit import Actor, AlreadyRecordedError
 from core.parties.businesses import Business
+from core.parties.members import Membership, Role
 
 logger = logging.getLogger(__name__)
 
 HOME = "/dashboard"
 SIGN_IN = "/dashboard/sign-in"
 
-AnyRequest = Request[Any, Any, Any]
-AnyResponse = Response[Any]
 Found = TypeVar("Found")
 
 
@@ -128,8 +128,8 @@ class Pages:
         self._renderer = renderer
 
     async def show(
-        self, request: AnyRequest, business: str, mode: str, work: Callable[[Connection, Visit], Answer]
-    ) -> AnyResponse:
+        self, request: HttpRequest, business: str, mode: str, work: Callable[[Connection, Visit], Answer]
+    ) -> HttpResponse:
         """Show a page to a member of a business; who is not signed in is sent there first."""
         session = await self.find_session(request, take_notice=True)
         if session is None:
@@ -142,7 +142,7 @@ class Pages:
         visit, answer = await self.threads.run(carry_out)
         return await self.answer(request, session, visit, answer)
 
-    async def look(self, request: AnyRequest, business: str, mode: str) -> tuple[Session, Visit] | None:
+    async def look(self, request: HttpRequest, business: str, mode: str) -> tuple[Session, Visit] | None:
         """Return who looks at what, for a page that needs more than the database; None for who is not signed in."""
         session = await self.find_session(request, take_notice=True)
         if session is None:
@@ -152,13 +152,13 @@ class Pages:
 
     async def change(
         self,
-        request: AnyRequest,
+        request: HttpRequest,
         business: str,
         mode: str,
         work: Callable[[Connection, Visit, Form], Answer],
         *,
         back: str,
-    ) -> AnyResponse:
+    ) -> HttpResponse:
         """Make a change that an admin's form asks for; `back` is the page below the business's to say it on."""
         session = await self.require_session(request)
         values = await read_fields(request)
@@ -180,7 +180,7 @@ class Pages:
             answer = Redirect(f"{HOME}/{business}/{mode}/{back}", str(error), is_error)
         return await self.answer(request, session, visit, answer)
 
-    async def answer(self, request: AnyRequest, session: Session, visit: Visit | None, answer: Answer) -> AnyResponse:
+    async def answer(self, request: HttpRequest, session: Session, visit: Visit | None, answer: Answer) -> HttpResponse:
         """Make the response."""
         if isinstance(answer, Page):
             return await self.make_page(request, answer, session, visit)
@@ -188,8 +188,8 @@ class Pages:
         return redirect(request, answer.path)
 
     async def make_page(
-        self, request: AnyRequest, shown: Page, session: Session | None = None, visit: Visit | None = None
-    ) -> AnyResponse:
+        self, request: HttpRequest, shown: Page, session: Session | None = None, visit: Visit | None = None
+    ) -> HttpResponse:
         """Fill a page in; `session` and `visit` are there for its frame."""
         values = {
             "visit": visit,
@@ -201,12 +201,12 @@ class Pages:
         html = await asyncio.to_thread(self._renderer.render, shown.template, values)
         return page(request, html, shown.status_code)
 
-    async def find_session(self, request: AnyRequest, *, take_notice: bool = False) -> Session | None:
+    async def find_session(self, request: HttpRequest, *, take_notice: bool = False) -> Session | None:
         """Return the session that the browser's cookie names."""
         cookie = read_cookie(request, SESSION)
         return await self.sessions.find(cookie, take_notice=take_notice) if cookie else None
 
-    async def require_session(self, request: AnyRequest) -> Session:
+    async def require_session(self, request: HttpRequest) -> Session:
         """Return the session that the browser's cookie names.
 
         Raises:
@@ -225,14 +225,14 @@ class Pages:
         except (RedisError, OSError) as error:
             logger.warning("a notice was not left: %s", type(error).__name__)
 
-    def ask_to_sign_in(self, request: AnyRequest) -> AnyResponse:
+    def ask_to_sign_in(self, request: HttpRequest) -> HttpResponse:
         """Send the browser to sign in, and back to this page after that."""
         path = request.scope["path"]
         query = request.scope["query_string"].decode("latin-1")
         wanted = f"{path}?{query}" if query else path
         return redirect(request, f"{SIGN_IN}?{urlencode({'next': wanted})}" if wanted != HOME else SIGN_IN)
 
-    def answer_error(self, request: AnyRequest, error: Exception) -> AnyResponse:
+    def answer_error(self, request: HttpRequest, error: Exception) -> HttpResponse:
         """Answer with a page that says what went wrong, for people; never with how."""
         if isinstance(error, SignedOutError) and request.method == "GET":
             response = self.ask_to_sign_in(request)
@@ -256,7 +256,7 @@ def find_visit(connection: Connection, session: Session, business: str, mode: st
 
     """
     account = find_account(connection, session)
-    memberships = accounts.list_memberships(connection, account.id)
+    memberships = members.list_memberships(connection, account.id)
     business_id = parse_id(IdKind.BUSINESS, business)
     membership = next((each for each in memberships if each.business_id == business_id), None)
     if membership is None or mode not in set(Mode):
@@ -296,7 +296,7 @@ def not_found() -> PageError:
     return PageError(404, "There is no such page", "The address is wrong, or what it names is not yours.")
 
 
-def _sign_in_again(request: AnyRequest) -> str:
+def _sign_in_again(request: HttpRequest) -> str:
     """Return where to sign in, and come back to the page whose form was sent."""
     sent_from = urlsplit(request.headers.get("referer", ""))
     is_ours = sent_from.netloc == request.headers.get("host") and sent_from.path.startswith(f"{HOME}/")

@@ -12,8 +12,6 @@ from api.dashboard.forms import Form, FormError
 from api.dashboard.pages import (
     HOME,
     Answer,
-    AnyRequest,
-    AnyResponse,
     Page,
     PageError,
     Pages,
@@ -21,11 +19,14 @@ from api.dashboard.pages import (
     Visit,
     not_found,
 )
+from api.web.request import HttpRequest
+from api.web.responses import HttpResponse
 from core import admin_actions
 from core.errors import UserError
 from core.money import BALANCE_MAX_CENTS, format_dollars
-from core.parties import accounts, audit
-from core.parties.accounts import INVITATION_LIFE, Role
+from core.parties import audit, invitations, members
+from core.parties.invitations import INVITATION_LIFE
+from core.parties.members import Role
 
 _LOG_ROWS = 25
 _SETTINGS = "/{business:str}/{mode:str}/settings"
@@ -37,20 +38,20 @@ def settings_routes(pages: Pages) -> list[HTTPRouteHandler]:
     """Wire the pages."""
 
     @get(_SETTINGS)
-    async def show_settings(request: AnyRequest, business: str, mode: str) -> AnyResponse:
+    async def show_settings(request: HttpRequest, business: str, mode: str) -> HttpResponse:
         return await pages.show(request, business, mode, _show)
 
     @get(f"{_SETTINGS}/log")
-    async def show_log(request: AnyRequest, business: str, mode: str) -> AnyResponse:
-        behind = _read_uuid(request.query_params.get("after", ""))
+    async def show_log(request: HttpRequest, business: str, mode: str) -> HttpResponse:
+        after = _read_uuid(request.query_params.get("after", ""))
         of_members = request.query_params.get("of") == "members"
         return await pages.show(
-            request, business, mode, lambda connection, visit: _show_log(connection, visit, behind, of_members)
+            request, business, mode, lambda connection, visit: _show_log(connection, visit, after, of_members)
         )
 
-    def changing(path: str, name: str, make: Callable[[AnyRequest], Work]) -> HTTPRouteHandler:
+    def changing(path: str, name: str, make: Callable[[HttpRequest], Work]) -> HTTPRouteHandler:
         @post(f"{_SETTINGS}/{path}", status_code=200, name=f"dashboard settings {name}")
-        async def change(request: AnyRequest, business: str, mode: str) -> AnyResponse:
+        async def change(request: HttpRequest, business: str, mode: str) -> HttpResponse:
             return await pages.change(request, business, mode, make(request), back="settings")
 
         return change
@@ -71,8 +72,8 @@ def settings_routes(pages: Pages) -> list[HTTPRouteHandler]:
 def _show(connection: Connection, visit: Visit, errors: dict[str, str] | None = None, form: Form | None = None) -> Page:
     entries = audit.list_entries(connection, visit.business.id, _LOG_ROWS + 1)
     values: dict[str, Any] = {
-        "members": accounts.list_members(connection, visit.live.id),
-        "invitations": accounts.list_invitations(connection, visit.live.id),
+        "members": members.list_members(connection, visit.live.id),
+        "invitations": invitations.list_invitations(connection, visit.live.id),
         "roles": list(Role),
         "entries": entries[:_LOG_ROWS],
         "has_more_entries": len(entries) > _LOG_ROWS,
@@ -82,14 +83,14 @@ def _show(connection: Connection, visit: Visit, errors: dict[str, str] | None = 
     return Page("settings.html", values, 422 if errors else 200)
 
 
-def _show_log(connection: Connection, visit: Visit, behind: UUID | None, of_members: bool) -> Page:
+def _show_log(connection: Connection, visit: Visit, after: UUID | None, of_members: bool) -> Page:
     about = visit.live if of_members else visit.business
-    entries = audit.list_entries(connection, about.id, _LOG_ROWS + 1, behind)
-    after = entries[_LOG_ROWS - 1].id.hex if len(entries) > _LOG_ROWS else None
+    entries = audit.list_entries(connection, about.id, _LOG_ROWS + 1, after)
+    last = entries[_LOG_ROWS - 1].id.hex if len(entries) > _LOG_ROWS else None
     values = {
         "entries": entries[:_LOG_ROWS],
-        "after": after,
-        "is_first": behind is None,
+        "after": last,
+        "is_first": after is None,
         "of": "members" if of_members else "",
         "of_live": of_members and about.id != visit.business.id,
     }
@@ -134,7 +135,7 @@ def _set_threshold(connection: Connection, visit: Visit, form: Form) -> Answer:
     return _done(visit, f"Home warns when the payout balance is below {format_dollars(threshold)}.")
 
 
-def _invite_at(request: AnyRequest) -> Work:
+def _invite_at(request: HttpRequest) -> Work:
     server = f"{request.scope['scheme']}://{request.headers.get('host', '')}"
 
     def invite(connection: Connection, visit: Visit, form: Form) -> Answer:

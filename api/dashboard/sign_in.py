@@ -8,12 +8,11 @@ from litestar import get, route
 from litestar.handlers import HTTPRouteHandler
 from sqlalchemy import Connection
 
-from api.dashboard.cookies import DEVICE, SESSION, VISITOR, AnyRequest, delete_cookie, read_cookie, set_cookie
+from api.dashboard.cookies import DEVICE, SESSION, VISITOR, delete_cookie, read_cookie, set_cookie
 from api.dashboard.forms import ForeignFormError, check_origin, read_fields
 from api.dashboard.pages import (
     HOME,
     SIGN_IN,
-    AnyResponse,
     Page,
     PageError,
     Pages,
@@ -24,11 +23,15 @@ from api.dashboard.password_threads import PasswordThreads
 from api.dashboard.sessions import Notice, looks_like_random_id, new_random_id
 from api.dashboard.sign_in_tries import SignInTries, Try, network_of
 from api.web.browser_headers import local_path, redirect
+from api.web.request import HttpRequest
+from api.web.responses import HttpResponse
 from core import admin_actions
 from core.credentials import Mode
 from core.emails import normalise_email
-from core.parties import accounts
-from core.parties.accounts import PASSWORD_CHARACTERS_MIN, Account, Invitation, PasswordError
+from core.parties import accounts, invitations, members, passwords
+from core.parties.accounts import Account
+from core.parties.invitations import Invitation
+from core.parties.passwords import PASSWORD_CHARACTERS_MIN, PasswordError
 
 ACCOUNT = "/dashboard/account"
 
@@ -43,25 +46,25 @@ def sign_in_routes(pages: Pages, tries: SignInTries, passwords: PasswordThreads)
     people = _People(pages, tries, passwords)
 
     @get("/")
-    async def enter(request: AnyRequest) -> AnyResponse:
+    async def enter(request: HttpRequest) -> HttpResponse:
         return await people.enter(request)
 
     @route("/sign-in", http_method=["GET", "POST"], status_code=200)
-    async def sign_in(request: AnyRequest) -> AnyResponse:
+    async def sign_in(request: HttpRequest) -> HttpResponse:
         return await (people.show_sign_in(request) if request.method == "GET" else people.sign_in(request))
 
     @route("/sign-out", http_method=["POST"], status_code=200)
-    async def sign_out(request: AnyRequest) -> AnyResponse:
+    async def sign_out(request: HttpRequest) -> HttpResponse:
         return await people.sign_out(request)
 
     @route("/invitations/{token:str}", http_method=["GET", "POST"], status_code=200)
-    async def accept_invitation(request: AnyRequest, token: str) -> AnyResponse:
+    async def accept_invitation(request: HttpRequest, token: str) -> HttpResponse:
         return await (
             people.show_invitation(request, token) if request.method == "GET" else people.join(request, token)
         )
 
     @route("/account", http_method=["GET", "POST"], status_code=200)
-    async def own_account(request: AnyRequest) -> AnyResponse:
+    async def own_account(request: HttpRequest) -> HttpResponse:
         return await (people.show_account(request) if request.method == "GET" else people.change_password(request))
 
     return [enter, sign_in, sign_out, accept_invitation, own_account]
@@ -75,22 +78,22 @@ class _People:
         self._tries = tries
         self._passwords = passwords
 
-    async def enter(self, request: AnyRequest) -> AnyResponse:
+    async def enter(self, request: HttpRequest) -> HttpResponse:
         """Lead to the person's first business."""
         session = await self._pages.find_session(request)
         if session is None:
             return redirect(request, SIGN_IN)
 
-        def look_up(connection: Connection) -> tuple[Account, list[accounts.Membership]]:
+        def look_up(connection: Connection) -> tuple[Account, list[members.Membership]]:
             account = find_account(connection, session)
-            return account, accounts.list_memberships(connection, account.id)
+            return account, members.list_memberships(connection, account.id)
 
         account, memberships = await self._pages.threads.run(look_up)
         if memberships:
             return redirect(request, base_path(memberships[0].business_id, Mode.LIVE))
         return await self._pages.make_page(request, Page("no_business.html", {"email": account.email}), session)
 
-    async def show_sign_in(self, request: AnyRequest) -> AnyResponse:
+    async def show_sign_in(self, request: HttpRequest) -> HttpResponse:
         """Show the form; who is signed in goes on."""
         wanted = _wanted(request.query_params.get("next"))
         session = await self._pages.find_session(request)
@@ -100,7 +103,7 @@ class _People:
         values = {"next": wanted, "email": "", "error": None, "is_signed_out": is_signed_out}
         return await self._make_form(request, "sign_in.html", values)
 
-    async def sign_in(self, request: AnyRequest) -> AnyResponse:
+    async def sign_in(self, request: HttpRequest) -> HttpResponse:
         """Begin a session for whoever knows the password."""
         values = await self._read_visitors_form(request)
         typed, password = values.get("email", "").strip()[:_TYPED_MAX_CHARACTERS], values.get("password", "")
@@ -111,12 +114,12 @@ class _People:
             response = await self._make_form(request, "sign_in.html", {**shown, "error": error}, 429)
             response.headers["Retry-After"] = str(made.wait_s)
             return response
-        account = await self._passwords.run(lambda database: accounts.check_password(database, typed, password))
+        account = await self._passwords.run(lambda database: passwords.check_password(database, typed, password))
         if account is None:
             return await self._make_form(request, "sign_in.html", {**shown, "error": _WRONG}, 422)
         return await self._begin(request, account, made, _wanted(values.get("next")))
 
-    async def sign_out(self, request: AnyRequest) -> AnyResponse:
+    async def sign_out(self, request: HttpRequest) -> HttpResponse:
         """End the session. Who is signed out already is where they want to be."""
         values = await read_fields(request)
         cookie = read_cookie(request, SESSION)
@@ -128,11 +131,11 @@ class _People:
         delete_cookie(request, response, SESSION)
         return response
 
-    async def show_invitation(self, request: AnyRequest, token: str) -> AnyResponse:
+    async def show_invitation(self, request: HttpRequest, token: str) -> HttpResponse:
         """Show who is invited to what."""
         return await self._make_invitation(request, await self._read_invitation(token))
 
-    async def join(self, request: AnyRequest, token: str) -> AnyResponse:
+    async def join(self, request: HttpRequest, token: str) -> HttpResponse:
         """Make a member of whoever has the link: with the account's password, or with a new one."""
         values = await self._read_visitors_form(request)
         password = values.get("password", "")
@@ -156,7 +159,7 @@ class _People:
             return await self._make_invitation(request, await self._read_invitation(token), _WRONG_PASSWORD, 422)
         return await self._begin(request, account, made, base_path(invitation.business_id, Mode.LIVE))
 
-    async def show_account(self, request: AnyRequest) -> AnyResponse:
+    async def show_account(self, request: HttpRequest) -> HttpResponse:
         """Show the form for a new password."""
         session = await self._pages.find_session(request, take_notice=True)
         if session is None:
@@ -164,7 +167,7 @@ class _People:
         account = await self._pages.threads.run(lambda connection: find_account(connection, session))
         return await self._pages.make_page(request, _account_page(account), session)
 
-    async def change_password(self, request: AnyRequest) -> AnyResponse:
+    async def change_password(self, request: HttpRequest) -> HttpResponse:
         """Change the password of who is signed in; all other sessions end."""
         session = await self._pages.require_session(request)
         values = await read_fields(request)
@@ -181,7 +184,7 @@ class _People:
         else:
             try:
                 changed = await self._passwords.run(
-                    lambda database: accounts.change_password(database, account.id, current, new)
+                    lambda database: passwords.change_password(database, account.id, current, new)
                 )
                 error = None if changed else _WRONG_PASSWORD
             except PasswordError as refused:
@@ -194,8 +197,8 @@ class _People:
         return await self._begin(request, changed, made, ACCOUNT, text)
 
     async def _begin(
-        self, request: AnyRequest, account: Account, made: Try, path: str, notice: str | None = None
-    ) -> AnyResponse:
+        self, request: HttpRequest, account: Account, made: Try, path: str, notice: str | None = None
+    ) -> HttpResponse:
         """Begin a session under a new id, end the browser's old one, and go on to a page."""
         await self._tries.succeed(made)
         await self._pages.sessions.end(read_cookie(request, SESSION))
@@ -208,7 +211,7 @@ class _People:
         delete_cookie(request, response, VISITOR)
         return response
 
-    async def _try(self, request: AnyRequest, email: str) -> Try:
+    async def _try(self, request: HttpRequest, email: str) -> Try:
         """Count a try, by the e-mail in the one spelling that stands for all."""
         address = network_of(request.client.host if request.client else "")
         return await self._tries.take(normalise_email(email) or email.lower(), address, read_cookie(request, DEVICE))
@@ -221,21 +224,21 @@ class _People:
         return await self._pages.threads.run(look_up)
 
     async def _read_invitation(self, token: str) -> Invitation:
-        found = await self._pages.threads.run(lambda connection: accounts.read_invitation(connection, token))
+        found = await self._pages.threads.run(lambda connection: invitations.read_invitation(connection, token))
         if found is None:
             text = "It was used, replaced or withdrawn, or is older than seven days. Ask for a new link."
             raise PageError(404, "This invitation is not valid any more", text)
         return found
 
     async def _make_invitation(
-        self, request: AnyRequest, invitation: Invitation, error: str | None = None, status_code: int = 200
-    ) -> AnyResponse:
+        self, request: HttpRequest, invitation: Invitation, error: str | None = None, status_code: int = 200
+    ) -> HttpResponse:
         values = {"invitation": invitation, "error": error, "characters_min": PASSWORD_CHARACTERS_MIN}
         return await self._make_form(request, "invitation.html", values, status_code)
 
     async def _make_form(
-        self, request: AnyRequest, template: str, values: Mapping[str, Any], status_code: int = 200
-    ) -> AnyResponse:
+        self, request: HttpRequest, template: str, values: Mapping[str, Any], status_code: int = 200
+    ) -> HttpResponse:
         """Show a form to somebody who is not signed in, with a token for their cookie."""
         visitor = read_cookie(request, VISITOR)
         is_new = not looks_like_random_id(visitor)
@@ -248,7 +251,7 @@ class _People:
             set_cookie(request, response, VISITOR, visitor)
         return response
 
-    async def _read_visitors_form(self, request: AnyRequest) -> dict[str, str]:
+    async def _read_visitors_form(self, request: HttpRequest) -> dict[str, str]:
         check_origin(request)
         visitor = read_cookie(request, VISITOR)
         if not looks_like_random_id(visitor):

@@ -7,10 +7,12 @@ from litestar.handlers import HTTPRouteHandler
 from sqlalchemy import Connection
 
 from api.dashboard.exports import export_csv
-from api.dashboard.pages import AnyRequest, AnyResponse, Page, PageError, Pages, Visit
-from api.resources.pagination import Listing, Lists
+from api.dashboard.pages import Page, PageError, Pages, Visit
+from api.resources.pagination import Collection, Paginator
 from api.resources.query_parameters import Parameters, history_cursor
-from api.resources.transactions import transactions_listing
+from api.resources.transactions import transaction_collection
+from api.web.request import HttpRequest
+from api.web.responses import HttpResponse
 from core.ledger import history
 from core.ledger.history import Position, Selection, Transaction, TransactionType
 from core.parties.payout_users import PayoutUserError, find_payout_user
@@ -28,44 +30,42 @@ class _Filter:
     errors: dict[str, str] = field(default_factory=dict)
 
 
-def transaction_page_routes(pages: Pages, lists: Lists) -> list[HTTPRouteHandler]:
+def transaction_page_routes(pages: Pages, paginator: Paginator) -> list[HTTPRouteHandler]:
     """Wire the pages."""
 
     @get("/{business:str}/{mode:str}/transactions")
-    async def list_transactions(request: AnyRequest, business: str, mode: str) -> AnyResponse:
+    async def list_transactions(request: HttpRequest, business: str, mode: str) -> HttpResponse:
         query = _typed(request)
-        behind = Parameters(query).history_cursor()
+        after = Parameters(query).history_cursor()
         return await pages.show(
-            request, business, mode, lambda connection, visit: _list(connection, visit, query, behind)
+            request, business, mode, lambda connection, visit: _list(connection, visit, query, after)
         )
 
     @get("/{business:str}/{mode:str}/transactions.csv")
-    async def export_transactions(request: AnyRequest, business: str, mode: str) -> AnyResponse:
+    async def export_transactions(request: HttpRequest, business: str, mode: str) -> HttpResponse:
         query = _typed(request)
 
-        def choose(connection: Connection, visit: Visit) -> Listing[Transaction, Position]:
+        def choose(connection: Connection, visit: Visit) -> Collection[Transaction, Position]:
             wanted = _read_filter(connection, visit, query)
             if wanted.errors:
                 raise PageError(400, "There is nothing to export", " ".join(wanted.errors.values()))
-            return transactions_listing(wanted.selection)
+            return transaction_collection(wanted.selection)
 
-        return await export_csv(pages, lists, request, business, mode, choose)
+        return await export_csv(pages, paginator, request, business, mode, choose)
 
     return [list_transactions, export_transactions]
 
 
-def _typed(request: AnyRequest) -> dict[str, str]:
+def _typed(request: HttpRequest) -> dict[str, str]:
     """Return what was filled in; a form sends its empty fields too."""
     return {name: text.strip() for name, text in request.query_params.items() if text.strip() and "\0" not in text}
 
 
-def _list(connection: Connection, visit: Visit, query: dict[str, str], behind: Position | None) -> Page:
+def _list(connection: Connection, visit: Visit, query: dict[str, str], after: Position | None) -> Page:
     wanted = _read_filter(connection, visit, query)
     rows: list[Transaction] = []
     if not wanted.errors:
-        rows = history.list_transactions(
-            connection, visit.business.id, wanted.selection, limit=_ROWS + 1, behind=behind
-        )
+        rows = history.list_transactions(connection, visit.business.id, wanted.selection, limit=_ROWS + 1, after=after)
     shown = rows[:_ROWS]
     cursor = history_cursor(Position(shown[-1].created_at, shown[-1].id)) if len(rows) > _ROWS else None
     values = {
@@ -74,7 +74,7 @@ def _list(connection: Connection, visit: Visit, query: dict[str, str], behind: P
         "errors": wanted.errors,
         "types": list(TransactionType),
         "cursor": cursor,
-        "is_first": behind is None,
+        "is_first": after is None,
     }
     return Page("transactions.html", values, 422 if wanted.errors.keys() - {"email"} else 200)
 

@@ -5,9 +5,11 @@ from litestar.handlers import HTTPRouteHandler
 from sqlalchemy import Connection
 
 from api.dashboard.forms import Form
-from api.dashboard.pages import AnyRequest, AnyResponse, Page, Pages, Redirect, Visit, not_found
+from api.dashboard.pages import Page, Pages, Redirect, Visit, not_found
 from api.dashboard.rendering import write_id
 from api.resources.query_parameters import Parameters, history_cursor
+from api.web.request import HttpRequest
+from api.web.responses import HttpResponse
 from core import admin_actions
 from core.ids import IdKind, parse_id
 from core.ledger import history
@@ -23,20 +25,20 @@ def user_routes(pages: Pages) -> list[HTTPRouteHandler]:
     """Wire the pages."""
 
     @get("/{business:str}/{mode:str}/users")
-    async def list_users(request: AnyRequest, business: str, mode: str) -> AnyResponse:
+    async def list_users(request: HttpRequest, business: str, mode: str) -> HttpResponse:
         query = dict(request.query_params)
         return await pages.show(request, business, mode, lambda connection, visit: _list(connection, visit, query))
 
     @get("/{business:str}/{mode:str}/users/{user_id:str}")
-    async def show_user(request: AnyRequest, business: str, mode: str, user_id: str) -> AnyResponse:
+    async def show_user(request: HttpRequest, business: str, mode: str, user_id: str) -> HttpResponse:
         parameters = Parameters.from_query(request.query_params.multi_items())
-        behind = parameters.history_cursor()
+        after = parameters.history_cursor()
         return await pages.show(
-            request, business, mode, lambda connection, visit: _show(connection, visit, user_id, behind)
+            request, business, mode, lambda connection, visit: _show(connection, visit, user_id, after)
         )
 
     @post("/{business:str}/{mode:str}/users/{user_id:str}/status", status_code=200)
-    async def set_status(request: AnyRequest, business: str, mode: str, user_id: str) -> AnyResponse:
+    async def set_status(request: HttpRequest, business: str, mode: str, user_id: str) -> HttpResponse:
         def work(connection: Connection, visit: Visit, form: Form) -> Redirect:
             return _set_status(connection, visit, form, user_id)
 
@@ -51,23 +53,23 @@ def _list(connection: Connection, visit: Visit, query: dict[str, str]) -> Page:
         order = payout_users.order_of(prefix, UserOrder(query.get("sort", UserOrder.NEWEST)))
     except ValueError:
         order = payout_users.order_of(prefix, UserOrder.NEWEST)
-    behind_id = parse_id(IdKind.PAYOUT_USER, query.get("after", ""))
-    behind = payout_users.get_payout_user(connection, visit.business.id, behind_id) if behind_id else None
+    after_id = parse_id(IdKind.PAYOUT_USER, query.get("after", ""))
+    after = payout_users.get_payout_user(connection, visit.business.id, after_id) if after_id else None
     users = payout_users.browse_payout_users(
-        connection, visit.business.id, prefix=prefix, order=order, limit=_ROWS + 1, behind=behind
+        connection, visit.business.id, prefix=prefix, order=order, limit=_ROWS + 1, after=after
     )
-    after = write_id(users[_ROWS - 1].id, "payout_user") if len(users) > _ROWS else None
-    values = {"users": users[:_ROWS], "prefix": prefix, "order": order, "after": after, "is_first": behind is None}
+    last = write_id(users[_ROWS - 1].id, "payout_user") if len(users) > _ROWS else None
+    values = {"users": users[:_ROWS], "prefix": prefix, "order": order, "after": last, "is_first": after is None}
     return Page("users.html", values)
 
 
-def _show(connection: Connection, visit: Visit, user_id: str, behind: Position | None) -> Page:
+def _show(connection: Connection, visit: Visit, user_id: str, after: Position | None) -> Page:
     user = _find(connection, visit, user_id)
     selection = Selection(payout_user_id=user.id)
-    rows = history.list_transactions(connection, visit.business.id, selection, limit=_ROWS + 1, behind=behind)
+    rows = history.list_transactions(connection, visit.business.id, selection, limit=_ROWS + 1, after=after)
     shown = rows[:_ROWS]
     cursor = history_cursor(Position(shown[-1].created_at, shown[-1].id)) if len(rows) > _ROWS else None
-    return Page("user.html", {"user": user, "rows": shown, "cursor": cursor, "is_first": behind is None})
+    return Page("user.html", {"user": user, "rows": shown, "cursor": cursor, "is_first": after is None})
 
 
 def _set_status(connection: Connection, visit: Visit, form: Form, user_id: str) -> Redirect:

@@ -13,11 +13,11 @@ from core.database.connection import Database, describe_error
 from core.database.revision import wait_until_reachable
 from core.database.schema import migrate
 from core.errors import UserError
-from core.parties import accounts
-from core.parties.accounts import Role
+from core.parties import accounts, passwords
 from core.parties.api_keys import find_secret_keys
 from core.parties.audit import COMMAND_LINE
 from core.parties.businesses import Business, find_businesses_by_name
+from core.parties.members import Role
 from core.settings.loader import Settings
 
 DEMO_NAME = "Demo"
@@ -80,12 +80,12 @@ def _find_or_make_password(database: Database, data_dir: DataDir, demo: Business
     with database.transaction() as connection:
         account = accounts.find_account_by_email(connection, DEMO_EMAIL)
     if password is not None and account is not None:
-        return password if accounts.check_password(database, DEMO_EMAIL, password) else None
+        return password if passwords.check_password(database, DEMO_EMAIL, password) else None
     password = password or secrets.token_urlsafe(_PASSWORD_BYTES)
     data_dir.write_secret("demo_password", password)
     if account is not None:
         # Of another data directory, whose password is not known here.
-        accounts.set_password(database, account, password)
+        passwords.set_password(database, account, password)
         return password
     with database.transaction() as connection:
         token = admin_actions.invite_member(connection, COMMAND_LINE, demo.id, DEMO_EMAIL, Role.ADMIN)

@@ -19,7 +19,7 @@ from api.resources.query_parameters import (
     USERS_CURSOR_PATTERN,
 )
 from api.web import responses
-from api.web.responses import REFUSAL_BY_OUTCOME, AnyResponse, Refusal
+from api.web.responses import REFUSAL_BY_OUTCOME, HttpResponse, Refusal
 from api.web.validation import AMOUNT_MIN, EMAIL_FORMAT, FieldErrors
 from core.batches.payout_batch import BODY_MAX_BYTES, REFERENCE_MAX_CHARACTERS, ROWS_MAX
 from core.emails import EMAIL_MAX_CHARACTERS
@@ -126,7 +126,7 @@ def openapi_route() -> HTTPRouteHandler:
     content = msgspec.json.encode(make_document())
 
     @get(list(PATHS))
-    async def read_openapi() -> AnyResponse:
+    async def read_openapi() -> HttpResponse:
         return Response(content, media_type=MediaType.JSON)
 
     return read_openapi

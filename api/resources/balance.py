@@ -7,19 +7,20 @@ from litestar.handlers import HTTPRouteHandler
 from sqlalchemy import Connection
 
 from api.resources import schemas
-from api.web.business_request import AnyRequest, BusinessCalls
-from api.web.responses import AnyResponse
+from api.web.business_request import BusinessRequests
+from api.web.request import HttpRequest
+from api.web.responses import HttpResponse
 from core.parties.businesses import get_business
 
 PATH = "/balance"
 
 
-def balance_route(calls: BusinessCalls) -> HTTPRouteHandler:
+def balance_route(requests: BusinessRequests) -> HTTPRouteHandler:
     """Wire the endpoint."""
 
     @get(PATH)
-    async def read_balance(request: AnyRequest) -> AnyResponse:
-        return await calls.answer(request, _read)
+    async def read_balance(request: HttpRequest) -> HttpResponse:
+        return await requests.answer(request, _read)
 
     return read_balance
 

@@ -99,7 +99,7 @@ class Readiness:
             untold = Check("worker", ok=False, problem="not known without replies")
             return Check("subscription", ok=False, problem="replies are not subscribed to"), untold
         has_worker = await self._dispatcher.probe(PROBE_TIMEOUT_S)
-        problem = f"no worker carried out an empty batch within {PROBE_TIMEOUT_S:g} s"
+        problem = f"no worker carried out an empty group within {PROBE_TIMEOUT_S:g} s"
         return Check("subscription", ok=True), _check("worker", None if has_worker else problem)
 
     async def _in_thread(self, server: str, work: Callable[[], Any]) -> Any:

@@ -8,13 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from celery import Celery
-from litestar import Request, Response, get
+from litestar import Response, get
 from litestar.handlers import HTTPRouteHandler
 from redis.asyncio import Redis
 
 from api.allocations.dispatcher import Dispatcher
 from api.allocations.replies import Replies
 from api.allocations.resolver import Resolver
+from api.web.request import HttpRequest
 from core import metrics
 from core.batches.reading import find_open
 from core.database.connection import Database
@@ -148,7 +149,7 @@ def metrics_route(exporter: Exporter) -> HTTPRouteHandler:
     """Wire the endpoint. It needs no key: there is no secret in it, and no name of anybody."""
 
     @get("/metrics", include_in_schema=False)
-    async def metrics_(request: Request[Any, Any, Any]) -> Response[bytes]:
+    async def metrics_(request: HttpRequest) -> Response[bytes]:
         content, content_type = await exporter.render(request.headers.get("accept", ""))
         if content_type.startswith("text/"):  # Litestar adds it to these
             content_type = content_type.replace("; charset=utf-8", "")

@@ -1,4 +1,4 @@
-"""A business's lists: as pages of JSON, or as a whole in CSV, streamed in constant memory."""
+"""A business's collections: as pages of JSON, or as a whole in CSV, streamed in constant memory."""
 
 import csv
 import io
@@ -15,13 +15,14 @@ from sqlalchemy import Connection
 
 from api.resources import schemas
 from api.web import responses
-from api.web.business_request import AnyRequest, BusinessCalls
+from api.web.business_request import BusinessRequests
 from api.web.errors import TooManyWaitingError
-from api.web.responses import AnyResponse, Refusal
+from api.web.request import HttpRequest
+from api.web.responses import HttpResponse, Refusal
 from api.web.validation import FieldErrors
 
 Row = TypeVar("Row")
-Place = TypeVar("Place")
+Position = TypeVar("Position")
 
 CarryOut = Callable[[Callable[[Connection, UUID], Any]], Awaitable[Any]]
 """Carries work out for a business, with its id, in a transaction; answers a refusal where nothing may be done."""
@@ -45,49 +46,54 @@ class ExportBrokeOffError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Listing(Generic[Row, Place]):
-    """What a list is made of: how rows are read from behind a place, and how each is shown."""
+class Collection(Generic[Row, Position]):
+    """A list that callers can page through: how rows are read after a position, and how each is shown."""
 
     name: str
-    read: Callable[[Connection, UUID, Place | None, int], list[Row] | Refusal]
-    """(connection, business id, place or None for the start, limit) → rows in the list's order."""
-    place_of: Callable[[Row], Place]
-    write_cursor: Callable[[Place], str]
+    read: Callable[[Connection, UUID, Position | None, int], list[Row] | Refusal]
+    """(connection, business id, position or None for the start, limit) → rows in the list's order."""
+    position_of: Callable[[Row], Position]
+    write_cursor: Callable[[Position], str]
     document: Callable[[Row], msgspec.Struct]
     csv_columns: Sequence[str]
     csv_row: Callable[[Row], Iterable[Any]]
 
 
-class Lists:
-    """Answers with lists."""
+class Paginator:
+    """Answers with a page of a collection, or exports all of it."""
 
-    def __init__(self, calls: BusinessCalls) -> None:
-        self._calls = calls
+    def __init__(self, requests: BusinessRequests) -> None:
+        self._requests = requests
         self._exports = 0
 
     async def answer(
-        self, request: AnyRequest, errors: FieldErrors, listing: Listing[Row, Place], behind: Place | None, limit: int
-    ) -> AnyResponse:
-        """Answer with the page behind a place; or, where the caller accepts CSV alone or rather, with all rows."""
-        identity = await self._calls.identify(request)
+        self,
+        request: HttpRequest,
+        errors: FieldErrors,
+        collection: Collection[Row, Position],
+        after: Position | None,
+        limit: int,
+    ) -> HttpResponse:
+        """Answer with the page after a position; or, where the caller accepts CSV alone or rather, with all rows."""
+        identity = await self._requests.identify(request)
         if isinstance(identity, Refusal):
             return identity.response()
         media_type = find_media_type(request.headers.get("accept", ""))
         if not errors and media_type != JSON:
             try:
-                return await self.export(lambda work: self._calls.carry_out(identity, work), listing, media_type)
+                return await self.export(lambda work: self._requests.carry_out(identity, work), collection, media_type)
             except TooManyWaitingError:
                 return responses.TOO_MANY_REQUESTS.response()
 
         def read(connection: Connection, business_id: UUID) -> responses.Answer:
             if errors:
                 return errors
-            rows = listing.read(connection, business_id, behind, limit + 1)
-            return rows if isinstance(rows, Refusal) else _make_page(listing, rows, limit)
+            rows = collection.read(connection, business_id, after, limit + 1)
+            return rows if isinstance(rows, Refusal) else _make_page(collection, rows, limit)
 
-        return responses.respond(await self._calls.carry_out(identity, read))
+        return responses.respond(await self._requests.carry_out(identity, read))
 
-    async def export(self, carry_out: CarryOut, listing: Listing[Row, Place], media_type: str) -> AnyResponse:
+    async def export(self, carry_out: CarryOut, collection: Collection[Row, Position], media_type: str) -> HttpResponse:
         """Answer with all rows, in CSV or NDJSON.
 
         Raises:
@@ -98,7 +104,7 @@ class Lists:
             raise TooManyWaitingError
         self._exports += 1
         writer = _WRITERS[media_type]
-        parts = self._read_all(carry_out, listing, writer)
+        parts = self._read_all(carry_out, collection, writer)
         try:
             first = await anext(parts)  # what goes wrong at once gets a status of its own
         except BaseException:
@@ -124,7 +130,7 @@ class Lists:
             media_type=writer.media_type,
             headers={
                 "Cache-Control": "no-store",
-                "Content-Disposition": f'attachment; filename="{listing.name}.{writer.suffix}"',
+                "Content-Disposition": f'attachment; filename="{collection.name}.{writer.suffix}"',
             },
         )
 
@@ -133,31 +139,31 @@ class Lists:
         await parts.aclose()
 
     async def _read_all(
-        self, carry_out: CarryOut, listing: Listing[Row, Place], writer: "_Writer"
+        self, carry_out: CarryOut, collection: Collection[Row, Position], writer: "_Writer"
     ) -> AsyncIterator[bytes | Refusal]:
         """Read some thousand rows at a time, each time in a transaction of its own: none waits for a slow caller."""
-        head = writer.write_head(listing)
-        place: Place | None = None
+        head = writer.write_head(collection)
+        position: Position | None = None
         while True:
-            here = place
+            here = position
 
             def read(
-                connection: Connection, business_id: UUID, here: Place | None = here
-            ) -> tuple[bytes, Place | None] | Refusal:
-                rows = listing.read(connection, business_id, here, _ROWS_AT_ONCE)
+                connection: Connection, business_id: UUID, here: Position | None = here
+            ) -> tuple[bytes, Position | None] | Refusal:
+                rows = collection.read(connection, business_id, here, _ROWS_AT_ONCE)
                 if isinstance(rows, Refusal):
                     return rows
-                end = listing.place_of(rows[-1]) if len(rows) == _ROWS_AT_ONCE else None
-                return writer.write_rows(listing, rows), end
+                end = collection.position_of(rows[-1]) if len(rows) == _ROWS_AT_ONCE else None
+                return writer.write_rows(collection, rows), end
 
             found = await carry_out(read)
             if isinstance(found, Refusal):
                 yield found
                 return
-            part, place = found
+            part, position = found
             yield head + part
             head = b""
-            if place is None:
+            if position is None:
                 return
 
 
@@ -167,26 +173,26 @@ class _Writer:
 
     media_type: str
     suffix: str
-    write_head: Callable[[Listing[Any, Any]], bytes]
-    write_rows: Callable[[Listing[Any, Any], list[Any]], bytes]
+    write_head: Callable[[Collection[Any, Any]], bytes]
+    write_rows: Callable[[Collection[Any, Any], list[Any]], bytes]
 
 
 def make_page(
     rows: list[Row],
     limit: int,
-    place_of: Callable[[Row], Place],
-    write_cursor: Callable[[Place], str],
+    position_of: Callable[[Row], Position],
+    write_cursor: Callable[[Position], str],
     document: Callable[[Row], msgspec.Struct],
 ) -> schemas.Page[msgspec.Struct]:
     """Make a page of the first `limit` rows; one more row tells that there is more."""
     shown = rows[:limit]
     has_more = len(rows) > limit
-    cursor = write_cursor(place_of(shown[-1])) if has_more else None
+    cursor = write_cursor(position_of(shown[-1])) if has_more else None
     return schemas.Page([document(row) for row in shown], has_more, cursor)
 
 
-def _make_page(listing: Listing[Row, Place], rows: list[Row], limit: int) -> schemas.Page[msgspec.Struct]:
-    return make_page(rows, limit, listing.place_of, listing.write_cursor, listing.document)
+def _make_page(collection: Collection[Row, Position], rows: list[Row], limit: int) -> schemas.Page[msgspec.Struct]:
+    return make_page(rows, limit, collection.position_of, collection.write_cursor, collection.document)
 
 
 def find_media_type(accept: str) -> str:
@@ -225,13 +231,13 @@ _WRITERS = {
     CSV: _Writer(
         CSV,
         "csv",
-        lambda listing: _write_csv([listing.csv_columns]),
-        lambda listing, rows: _write_csv(map(listing.csv_row, rows)),
+        lambda collection: _write_csv([collection.csv_columns]),
+        lambda collection, rows: _write_csv(map(collection.csv_row, rows)),
     ),
     NDJSON: _Writer(
         NDJSON,
         "ndjson",
         lambda _: b"",
-        lambda listing, rows: msgspec.json.Encoder().encode_lines(map(listing.document, rows)),
+        lambda collection, rows: msgspec.json.Encoder().encode_lines(map(collection.document, rows)),
     ),
 }

@@ -12,10 +12,11 @@ from api.resources import schemas
 from api.resources.pagination import make_page
 from api.resources.query_parameters import Parameters, history_cursor
 from api.web import responses
-from api.web.business_request import AnyRequest, DatabaseThreads
+from api.web.business_request import DatabaseThreads
 from api.web.errors import TooManyWaitingError
+from api.web.request import HttpRequest
 from api.web.request_body import read_body
-from api.web.responses import AnyResponse
+from api.web.responses import HttpResponse
 from api.web.validation import NotAnObject, is_missing, parse_object
 from core.credentials import digest_of
 from core.ledger import history
@@ -35,11 +36,11 @@ def payout_hash_routes(threads: DatabaseThreads) -> list[HTTPRouteHandler]:
     """Wire the endpoints."""
 
     @route(USER_PATH, http_method=["GET", "POST"], status_code=200)
-    async def read_own_user(request: AnyRequest) -> AnyResponse:
+    async def read_own_user(request: HttpRequest) -> HttpResponse:
         return await _answer(threads, request, lambda _connection, user, _fields: schemas.OwnUser.of(user))
 
     @route(HISTORY_PATH, http_method=["GET", "POST"], status_code=200)
-    async def read_own_history(request: AnyRequest) -> AnyResponse:
+    async def read_own_history(request: HttpRequest) -> HttpResponse:
         query = Parameters.from_query(request.query_params.multi_items())
         return await _answer(
             threads, request, lambda connection, user, fields: _read_history(connection, user, query.under(fields))
@@ -48,7 +49,7 @@ def payout_hash_routes(threads: DatabaseThreads) -> list[HTTPRouteHandler]:
     return [read_own_user, read_own_history]
 
 
-async def _answer(threads: DatabaseThreads, request: AnyRequest, work: Work) -> AnyResponse:
+async def _answer(threads: DatabaseThreads, request: HttpRequest, work: Work) -> HttpResponse:
     """Find the user whose hash was sent, then answer with what `work` makes of (connection, user, body's fields)."""
     body = await read_body(request)
     fields = parse_object(body) if body.strip() else {}
@@ -69,18 +70,18 @@ async def _answer(threads: DatabaseThreads, request: AnyRequest, work: Work) -> 
         return responses.TOO_MANY_REQUESTS.response()
 
 
-def _find_hash(request: AnyRequest, fields: Mapping[str, Any]) -> Any:
+def _find_hash(request: HttpRequest, fields: Mapping[str, Any]) -> Any:
     """Return what was sent in the first of the three places that is not empty."""
     places = (request.headers.get(HEADER), fields.get(FIELD), request.query_params.get(FIELD))
     return next((value for value in places if not is_missing(value)), None)
 
 
 def _read_history(connection: Connection, user: PayoutUser, parameters: Parameters) -> responses.Answer:
-    limit, behind = parameters.limit(), parameters.history_cursor()
+    limit, after = parameters.limit(), parameters.history_cursor()
     if parameters.errors:
         return parameters.errors
     own = Selection(payout_user_id=user.id)
-    rows = history.list_transactions(connection, user.business_id, own, limit=limit + 1, behind=behind)
+    rows = history.list_transactions(connection, user.business_id, own, limit=limit + 1, after=after)
     return make_page(rows, limit, _place_of, history_cursor, schemas.OwnTransaction.of)
 
 

@@ -9,12 +9,13 @@ from litestar.handlers import HTTPRouteHandler
 from sqlalchemy import Connection
 
 from api.resources import schemas
-from api.resources.pagination import Listing, Lists
+from api.resources.pagination import Collection, Paginator
 from api.resources.query_parameters import Parameters, users_cursor
 from api.web import responses
-from api.web.business_request import AnyRequest, BusinessCalls
+from api.web.business_request import BusinessRequests
+from api.web.request import HttpRequest
 from api.web.request_body import read_body
-from api.web.responses import AnyResponse
+from api.web.responses import HttpResponse
 from api.web.validation import NotAnObject, is_missing, parse_object
 from core.ids import IdKind, format_id, parse_id
 from core.money import format_decimal
@@ -27,36 +28,38 @@ STATUS_REQUIRED = "The status field is required."
 STATUS_INVALID = "The selected status is invalid."
 
 
-def payout_user_routes(calls: BusinessCalls, lists: Lists) -> list[HTTPRouteHandler]:
+def payout_user_routes(requests: BusinessRequests, paginator: Paginator) -> list[HTTPRouteHandler]:
     """Wire the endpoints."""
 
     @get(PATH)
-    async def list_users(request: AnyRequest) -> AnyResponse:
+    async def list_users(request: HttpRequest) -> HttpResponse:
         parameters = Parameters.from_query(request.query_params.multi_items())
-        behind, limit = parameters.users_cursor(), parameters.limit()
-        return await lists.answer(request, parameters.errors, _listing(parameters.email()), behind, limit)
+        after, limit = parameters.users_cursor(), parameters.limit()
+        return await paginator.answer(request, parameters.errors, _collection(parameters.email()), after, limit)
 
     # One handler, since Litestar's answer to OPTIONS names the methods of one.
     @route(ITEM_PATH, http_method=["GET", "PATCH"], status_code=200)
-    async def get_or_update_user(request: AnyRequest, user_id: str) -> AnyResponse:
+    async def get_or_update_user(request: HttpRequest, user_id: str) -> HttpResponse:
         if request.method == "GET":
-            return await calls.answer(request, lambda connection, business_id: _get(connection, business_id, user_id))
+            return await requests.answer(
+                request, lambda connection, business_id: _get(connection, business_id, user_id)
+            )
         body = await read_body(request)
-        return await calls.answer(
+        return await requests.answer(
             request, lambda connection, business_id: _update(connection, business_id, user_id, body)
         )
 
     return [list_users, get_or_update_user]
 
 
-def _listing(email: str | None) -> Listing[PayoutUser, UUID]:
-    def read(connection: Connection, business_id: UUID, behind: UUID | None, limit: int) -> list[PayoutUser]:
-        return payout_users.list_payout_users(connection, business_id, email=email, limit=limit, behind=behind)
+def _collection(email: str | None) -> Collection[PayoutUser, UUID]:
+    def read(connection: Connection, business_id: UUID, after: UUID | None, limit: int) -> list[PayoutUser]:
+        return payout_users.list_payout_users(connection, business_id, email=email, limit=limit, after=after)
 
-    return Listing(
+    return Collection(
         name="payout-users",
         read=read,
-        place_of=lambda user: user.id,
+        position_of=lambda user: user.id,
         write_cursor=users_cursor,
         document=schemas.User.of,
         csv_columns=(

@@ -87,7 +87,7 @@ class Parameters:
         return None if payload is None else UUID(bytes=payload)
 
     def results_cursor(self) -> int | None:
-        """Return the row behind which a page of a batch's rows goes on; None for the first page."""
+        """Return the row after which a page of a batch's rows goes on; None for the first page."""
         payload = self._cursor(_RESULTS, _ROW_BYTES)
         return None if payload is None else int.from_bytes(payload)
 
@@ -180,22 +180,22 @@ class Parameters:
 
 
 def users_cursor(last: UUID) -> str:
-    """Write the place behind a payout user."""
+    """Write the position after a payout user."""
     return _encode_cursor(_USERS + last.bytes)
 
 
 def batches_cursor(last: UUID) -> str:
-    """Write the place behind a payout batch."""
+    """Write the position after a payout batch."""
     return _encode_cursor(_BATCHES + last.bytes)
 
 
 def results_cursor(last: int) -> str:
-    """Write the place behind a row of a payout batch."""
+    """Write the position after a row of a payout batch."""
     return _encode_cursor(_RESULTS + last.to_bytes(_ROW_BYTES))
 
 
 def history_cursor(last: Position) -> str:
-    """Write the place behind a transaction."""
+    """Write the position after a transaction."""
     since_epoch = last.created_at - _EPOCH
     microseconds = since_epoch // timedelta(microseconds=1)
     return _encode_cursor(_HISTORY + microseconds.to_bytes(_TIME_BYTES) + last.id.bytes)

@@ -9,11 +9,12 @@ from litestar.handlers import HTTPRouteHandler
 from sqlalchemy import Connection
 
 from api.resources import schemas
-from api.resources.pagination import Listing, Lists
+from api.resources.pagination import Collection, Paginator
 from api.resources.query_parameters import Parameters, history_cursor
 from api.web import responses
-from api.web.business_request import AnyRequest, BusinessCalls
-from api.web.responses import AnyResponse
+from api.web.business_request import BusinessRequests
+from api.web.request import HttpRequest
+from api.web.responses import HttpResponse
 from core.ids import IdKind, parse_id
 from core.ledger import history
 from core.ledger.history import Position, Selection, Transaction
@@ -23,40 +24,40 @@ PATH = "/payout/transactions"
 ITEM_PATH = "/payout/transactions/{transaction_id:str}"
 
 
-def transaction_routes(calls: BusinessCalls, lists: Lists) -> list[HTTPRouteHandler]:
+def transaction_routes(requests: BusinessRequests, paginator: Paginator) -> list[HTTPRouteHandler]:
     """Wire the endpoints."""
 
     @get(PATH)
-    async def list_transactions(request: AnyRequest) -> AnyResponse:
+    async def list_transactions(request: HttpRequest) -> HttpResponse:
         parameters = Parameters.from_query(request.query_params.multi_items())
-        behind, limit = parameters.history_cursor(), parameters.limit()
+        after, limit = parameters.history_cursor(), parameters.limit()
         selection = Selection(
             type=parameters.type(),
             payout_user_id=parameters.user(),
             since=parameters.since(),
             until=parameters.until(),
         )
-        return await lists.answer(request, parameters.errors, transactions_listing(selection), behind, limit)
+        return await paginator.answer(request, parameters.errors, transaction_collection(selection), after, limit)
 
     @get(ITEM_PATH)
-    async def get_transaction(request: AnyRequest, transaction_id: str) -> AnyResponse:
-        return await calls.answer(
+    async def get_transaction(request: HttpRequest, transaction_id: str) -> HttpResponse:
+        return await requests.answer(
             request, lambda connection, business_id: _get(connection, business_id, transaction_id)
         )
 
     return [list_transactions, get_transaction]
 
 
-def transactions_listing(selection: Selection) -> Listing[Transaction, Position]:
+def transaction_collection(selection: Selection) -> Collection[Transaction, Position]:
     """Return the list of the rows that are selected."""
 
-    def read(connection: Connection, business_id: UUID, behind: Position | None, limit: int) -> list[Transaction]:
-        return history.list_transactions(connection, business_id, selection, limit=limit, behind=behind)
+    def read(connection: Connection, business_id: UUID, after: Position | None, limit: int) -> list[Transaction]:
+        return history.list_transactions(connection, business_id, selection, limit=limit, after=after)
 
-    return Listing(
+    return Collection(
         name="transactions",
         read=read,
-        place_of=lambda row: Position(row.created_at, row.id),
+        position_of=lambda row: Position(row.created_at, row.id),
         write_cursor=history_cursor,
         document=schemas.Transaction.of,
         csv_columns=(

@@ -3,13 +3,13 @@
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from litestar import Request, Response, get
+from litestar import Response, get
 from litestar.exceptions import NotFoundException
 from litestar.handlers import HTTPRouteHandler
 
 from api.web.browser_headers import browser_headers
+from api.web.request import HttpRequest
 
 _FOLDER = Path(__file__).resolve().parent / "static"
 _MEDIA_TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
@@ -45,7 +45,7 @@ class Assets:
         """Wire the endpoint."""
 
         @get("/assets/{name:str}")
-        async def get_asset(request: Request[Any, Any, Any], name: str) -> Response[bytes]:
+        async def get_asset(request: HttpRequest, name: str) -> Response[bytes]:
             asset = self._by_name.get(name)
             if asset is None:
                 raise NotFoundException

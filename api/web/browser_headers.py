@@ -8,9 +8,10 @@ attributes and classes).
 
 import re
 from collections.abc import Mapping
-from typing import Any
 
-from litestar import MediaType, Request, Response
+from litestar import MediaType, Response
+
+from api.web.request import HttpRequest
 
 NO_STORE = "no-store"
 """For pages with data: nothing is left for the back button once somebody has signed out."""
@@ -34,17 +35,15 @@ _HTTPS_ONLY = {"Strict-Transport-Security": f"max-age={365 * 24 * 3600}"}
 
 _LOCAL = re.compile(r"/(?![/\\])[\x21-\x5b\x5d-\x7e]*\Z")  # printable ASCII without backslashes
 
-AnyRequest = Request[Any, Any, Any]
 
-
-def browser_headers(request: AnyRequest, *, cache: str = NO_STORE) -> dict[str, str]:
+def browser_headers(request: HttpRequest, *, cache: str = NO_STORE) -> dict[str, str]:
     """Return the headers, with HSTS where the request came by https (or a proxy that is trusted says so)."""
     headers = _HEADERS | {"Cache-Control": cache}
     return headers | _HTTPS_ONLY if request.scope.get("scheme") == "https" else headers
 
 
 def page(
-    request: AnyRequest,
+    request: HttpRequest,
     html: str,
     status_code: int = 200,
     *,
@@ -60,7 +59,7 @@ def page(
     )
 
 
-def redirect(request: AnyRequest, path: str, *, headers: Mapping[str, str] | None = None) -> Response[str]:
+def redirect(request: HttpRequest, path: str, *, headers: Mapping[str, str] | None = None) -> Response[str]:
     """Send a browser to a page of ours with GET, after whatever it sent. A path that is not ours leads to `/`."""
     return Response(
         "",

@@ -3,10 +3,9 @@
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import TypeVar
 from uuid import UUID
 
-from litestar import Request
 from sqlalchemy import Connection
 
 from api.web import responses
@@ -14,6 +13,7 @@ from api.web.authentication import Authenticator, Identity
 from api.web.errors import TooManyWaitingError
 from api.web.headers import read_header
 from api.web.rate_limit import RateLimiter
+from api.web.request import HttpRequest
 from api.web.request_log import note_of
 from api.web.responses import Refusal
 from core import metrics
@@ -22,7 +22,6 @@ from core.messages import Outcome
 from core.parties.api_keys import find_standing
 
 Found = TypeVar("Found")
-AnyRequest = Request[Any, Any, Any]
 
 _THREADS = 4  # of the pool's connections, so that resolving always finds one
 _WAITING_MAX = 500
@@ -60,7 +59,7 @@ class DatabaseThreads:
         self._executor.shutdown(wait=False, cancel_futures=True)
 
 
-class BusinessCalls:
+class BusinessRequests:
     """Calls with a secret key, which is read again in the transaction that answers."""
 
     def __init__(self, authenticator: Authenticator, limiter: RateLimiter, threads: DatabaseThreads) -> None:
@@ -68,7 +67,7 @@ class BusinessCalls:
         self._limiter = limiter
         self._threads = threads
 
-    async def identify(self, request: AnyRequest) -> Identity | Refusal:
+    async def identify(self, request: HttpRequest) -> Identity | Refusal:
         """Return who calls, or why the call is refused: an unknown key, or too many calls with it."""
         identity = await self._authenticator.identify(read_header(request.scope["headers"], b"authorization") or "")
         if identity is None:
@@ -90,8 +89,8 @@ class BusinessCalls:
             return responses.TOO_MANY_REQUESTS
 
     async def answer(
-        self, request: AnyRequest, work: Callable[[Connection, UUID], responses.Answer]
-    ) -> responses.AnyResponse:
+        self, request: HttpRequest, work: Callable[[Connection, UUID], responses.Answer]
+    ) -> responses.HttpResponse:
         """Answer a call with what `work` returns: a document, errors by field, or a refusal."""
         identity = await self.identify(request)
         if isinstance(identity, Refusal):

@@ -1,13 +1,13 @@
 """Reading a request's body as a whole."""
 
 import asyncio
-from typing import Any
 
-from litestar import Request
 from litestar.exceptions import HTTPException, InternalServerException
 
+from api.web.request import HttpRequest
 
-async def read_body(request: Request[Any, Any, Any], timeout_s: float | None = None) -> bytes:
+
+async def read_body(request: HttpRequest, timeout_s: float | None = None) -> bytes:
     """Return the body.
 
     Raises:

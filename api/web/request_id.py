@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from uuid import UUID
 
 from core.ids import new_id
-from core.logging.setup import holds_secret
+from core.logging.masking import holds_secret
 
 NAME = b"x-request-id"
 _SANE = re.compile(rb"[A-Za-z0-9._:=;/+@-]{1,128}\Z")

@@ -16,7 +16,9 @@ from api.web.request_id import NAME, choose_request_id
 from core.credentials import Mode
 from core.database.connection import describe_error
 from core.ids import IdKind, format_id
-from core.logging.setup import LineWriter, about, format_time
+from core.logging.fields import about
+from core.logging.formatter import format_time
+from core.logging.writer import LineWriter
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ _UNMATCHED = "unmatched"
 _Series = tuple[metrics.Counter, metrics.Histogram]
 
 
-class Traffic:
+class RequestMetrics:
     """Counts by the templates of routes; what has none is `unmatched`."""
 
     def __init__(self) -> None:

@@ -11,7 +11,7 @@ from litestar.types import Send
 from api.web.validation import FieldErrors
 from core.messages import Outcome
 
-AnyResponse = Response[Any]
+HttpResponse = Response[Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ async def send_json(send: Send, status_code: int, body: object, headers: Iterabl
     await send({"type": "http.response.body", "body": content, "more_body": False})
 
 
-def respond(answer: Answer, status_code: int = 200, headers: Mapping[str, str] | None = None) -> AnyResponse:
+def respond(answer: Answer, status_code: int = 200, headers: Mapping[str, str] | None = None) -> HttpResponse:
     """Make the response of a handler of Litestar's: a document with a status and headers, or an error."""
     if isinstance(answer, Refusal):
         return answer.response()

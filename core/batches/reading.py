@@ -65,21 +65,21 @@ def find_batch_anywhere(connection: Connection, batch_id: UUID) -> PayoutBatch |
 
 
 def list_batches(
-    connection: Connection, business_id: UUID, *, limit: int, behind: UUID | None = None
+    connection: Connection, business_id: UUID, *, limit: int, after: UUID | None = None
 ) -> list[PayoutBatch]:
-    """Return up to `limit` batches of a business, newest first, from the start or from behind a batch's id."""
+    """Return up to `limit` batches of a business, newest first, from the start or after a batch's id."""
     query = sa.select(*BATCH_COLUMNS).where(payout_batches.c.business_id == business_id)
-    if behind is not None:
-        query = query.where(payout_batches.c.id < behind)
+    if after is not None:
+        query = query.where(payout_batches.c.id < after)
     return [make_batch(row) for row in connection.execute(query.order_by(payout_batches.c.id.desc()).limit(limit))]
 
 
 def list_results(
-    connection: Connection, batch: PayoutBatch, *, limit: int, behind: int | None = None
+    connection: Connection, batch: PayoutBatch, *, limit: int, after: int | None = None
 ) -> list[BatchResult]:
-    """Return up to `limit` rows of a batch in their order, from the first or from behind a position."""
+    """Return up to `limit` rows of a batch in their order, from the first or after a position."""
     rest = RowOutcome.CANCELLED if batch.status is BatchStatus.CANCELLED else RowOutcome.PENDING
-    first = 0 if behind is None else behind + 1
+    first = 0 if after is None else after + 1
     items = payout_batch_items.c
     query = (
         sa.select(items.business_id, items.position, items.id, items.email, items.amount, items.reference)

@@ -1,8 +1,8 @@
 """Releasing an accepted payout batch to the workers, or cancelling it before that.
 
-Workers pay released batches alone. The process that takes a batch in releases it once it has seen its own commit, so that
-a batch whose caller was answered 500 is never paid: nothing but an answer of 202 releases it. Each function runs inside
-the caller's transaction.
+Workers pay released batches alone. The process that takes a batch in releases it once it has seen its own commit.
+Nothing but an answer of 202 releases a batch, so one whose caller was answered 500 is never paid. Each function runs
+inside the caller's transaction.
 """
 
 from uuid import UUID

@@ -82,13 +82,9 @@ class RecordFiles:
         """
         finished = {record.id for record in records}
         with self._lock:
-            done = []
-            for path, ids in self._left.items():
-                ids -= finished
-                if not ids:
-                    done.append(path)
-            for path in done:
-                del self._left[path]
+            left = {path: ids - finished for path, ids in self._left.items()}
+            done = [path for path, ids in left.items() if not ids]
+            self._left = {path: ids for path, ids in left.items() if ids}
         for path in done:
             path.unlink(missing_ok=True)
 

@@ -13,7 +13,7 @@ from core.errors import UserError
 from core.ids import IdKind, format_id
 from core.in_doubt.records import Doubt, InDoubt, RecordStore
 from core.ledger import resolution
-from core.logging.setup import about
+from core.logging.fields import about
 
 logger = logging.getLogger(__name__)
 

@@ -35,7 +35,7 @@ class DaySum:
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """Businesses with rows to be summed: those with few, those with many, and the id to go on behind."""
+    """Businesses with rows to be summed: those with few, those with many, and the id to go on after."""
 
     few: list[UUID]
     many: list[UUID]
@@ -47,7 +47,7 @@ _DUE = sa.text("""
     FROM (
         SELECT id, businesses.last_sequence - COALESCE(progress.last_sequence, 0) AS rows
         FROM (
-            SELECT id, last_sequence FROM businesses WHERE id > :behind ORDER BY id LIMIT :businesses_max
+            SELECT id, last_sequence FROM businesses WHERE id > :after ORDER BY id LIMIT :businesses_max
         ) AS businesses
         LEFT JOIN payout_day_sums_progress AS progress ON progress.business_id = businesses.id
     ) AS businesses
@@ -146,9 +146,9 @@ def read_day_sums(connection: Connection, business_id: UUID, since: date) -> lis
     return [DaySum(row.day, TransactionType(row.type), row.rows, int(row.amount)) for row in rows]
 
 
-def list_due(connection: Connection, behind: UUID) -> Due:
+def list_due(connection: Connection, after: UUID) -> Due:
     """Return those of the next businesses in id order that have rows to be summed."""
-    page = {"behind": behind, "businesses_max": BUSINESSES_AT_ONCE, "few_rows": FEW_ROWS}
+    page = {"after": after, "businesses_max": BUSINESSES_AT_ONCE, "few_rows": FEW_ROWS}
     rows = connection.execute(_DUE, page).all()
     due = [row for row in rows if row.is_due]
     few, many = [row.id for row in due if row.has_few], [row.id for row in due if not row.has_few]

@@ -49,7 +49,7 @@ class Selection:
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """A place in the history: just behind the row with this id. Cursors have its time too, for version 0.1."""
+    """A position in the history: just after the row with this id. Cursors have its time too, for version 0.1."""
 
     created_at: datetime
     id: UUID
@@ -79,9 +79,9 @@ _SELECT = sa.select(*_COLUMNS)
 
 
 def list_transactions(
-    connection: Connection, business_id: UUID, selection: Selection, *, limit: int, behind: Position | None = None
+    connection: Connection, business_id: UUID, selection: Selection, *, limit: int, after: Position | None = None
 ) -> list[Transaction]:
-    """Return up to `limit` rows in the order of their commits, newest first, from the start or from behind a place.
+    """Return up to `limit` rows in the order of their commits, newest first, from the start or after a position.
 
     Who walks on sees every row that was there at the start once. What commits meanwhile lies before the start.
     """
@@ -97,8 +97,8 @@ def list_transactions(
         query = query.where(history.created_at >= selection.since)
     if selection.until is not None:
         query = query.where(history.created_at < selection.until)
-    if behind is not None:
-        query = query.where(history.sequence < _sequence_of(business_id, behind))
+    if after is not None:
+        query = query.where(history.sequence < _sequence_of(business_id, after))
     query = query.order_by(history.sequence.desc()).limit(limit)
     return list(_transactions(connection, query))
 

@@ -109,8 +109,8 @@ def is_recorded(connection: Connection, business_ids: Sequence[UUID], form_id: U
     return connection.execute(query).first() is not None
 
 
-def list_entries(connection: Connection, business_id: UUID, limit: int, behind: UUID | None = None) -> list[Entry]:
-    """Return up to `limit` entries of a business, newest first, from the start or from behind an entry's id.
+def list_entries(connection: Connection, business_id: UUID, limit: int, after: UUID | None = None) -> list[Entry]:
+    """Return up to `limit` entries of a business, newest first, from the start or after an entry's id.
 
     A test twin's log is its own; what concerns members is in the live business's.
     """
@@ -118,8 +118,8 @@ def list_entries(connection: Connection, business_id: UUID, limit: int, behind: 
     query = sa.select(*[column for column in audit_log.c if column not in hidden]).where(
         audit_log.c.business_id == business_id
     )
-    if behind is not None:
-        query = query.where(audit_log.c.id < behind)
+    if after is not None:
+        query = query.where(audit_log.c.id < after)
     rows = connection.execute(query.order_by(audit_log.c.id.desc()).limit(limit))
     return [Entry(**row._asdict() | {"action": _action(row.action)}) for row in rows]
 

@@ -72,17 +72,17 @@ def find_payout_user(connection: Connection, business_id: UUID | None, email: st
 
 
 def list_payout_users(
-    connection: Connection, business_id: UUID, *, email: str | None = None, limit: int, behind: UUID | None = None
+    connection: Connection, business_id: UUID, *, email: str | None = None, limit: int, after: UUID | None = None
 ) -> list[PayoutUser]:
-    """Return up to `limit` users of a business, newest first, from the start or from behind a user's id.
+    """Return up to `limit` users of a business, newest first, from the start or after a user's id.
 
     `email` is normalised, and selects the one user who has it.
     """
     query = payout_users.select().where(payout_users.c.business_id == business_id)
     if email is not None:
         query = query.where(payout_users.c.email == email)
-    if behind is not None:
-        query = query.where(payout_users.c.id < behind)
+    if after is not None:
+        query = query.where(payout_users.c.id < after)
     rows = connection.execute(query.order_by(payout_users.c.id.desc()).limit(limit))
     return [_payout_user(row) for row in rows]
 
@@ -94,9 +94,9 @@ def browse_payout_users(
     prefix: str = "",
     order: UserOrder = UserOrder.NEWEST,
     limit: int,
-    behind: PayoutUser | None = None,
+    after: PayoutUser | None = None,
 ) -> list[PayoutUser]:
-    """Return up to `limit` users of a business in an order, from the start or from behind a user.
+    """Return up to `limit` users of a business in an order, from the start or after a user.
 
     `prefix` selects those whose e-mail begins with it; they come by e-mail, since any other order would sort them all.
     So would an order by balance, for which no index is kept: every allocation would have to write it.
@@ -111,9 +111,9 @@ def browse_payout_users(
     is_by_email = order in {UserOrder.EMAIL, UserOrder.EMAIL_DESCENDING}
     column: sa.Column[Any] = payout_users.c.email if is_by_email else payout_users.c.id
     is_descending = order in {UserOrder.NEWEST, UserOrder.EMAIL_DESCENDING}
-    if behind is not None:
-        place = behind.email if is_by_email else behind.id
-        query = query.where(column < place if is_descending else column > place)
+    if after is not None:
+        position = after.email if is_by_email else after.id
+        query = query.where(column < position if is_descending else column > position)
     rows = connection.execute(query.order_by(column.desc() if is_descending else column).limit(limit))
     return [_payout_user(row) for row in rows]
 

@@ -36,7 +36,7 @@ from api.client import (
     TooManyRequestsError,
     UnauthorizedError,
 )
-from api.local.servers import find_free_port
+from api.local.ports import find_free_port
 from core.credentials import KeyKind, payout_hash
 from core.parties import api_keys, businesses
 from tests.servers import HASH_SECRET, Account, System, open_account, verify_books

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +10,7 @@ import httpx
 import pytest
 
 from core.ids import IdKind, format_id
+from tests.polling import wait_until
 from tests.servers import ROOT, Account, Servers, System, open_account, run_system, verify_books
 
 
@@ -71,10 +71,12 @@ def test_a_payout_batch_is_loaded_and_paid(client: httpx.Client, account: Accoun
     rows = [{"email": f"batch{number % 900}@example.com", "amount": 1 + number % 7} for number in range(2_000)]
     accepted = client.post("/payout/batches", json={"allocations": rows}, headers=account.headers)
     assert accepted.status_code == 202, accepted.text
-    give_up_at = time.monotonic() + 30
-    while (batch := client.get(accepted.headers["Location"], headers=account.headers).json())["status"] != "completed":
-        assert time.monotonic() < give_up_at, batch
-        time.sleep(0.05)
+
+    def look() -> dict[str, Any]:
+        return dict(client.get(accepted.headers["Location"], headers=account.headers).json())
+
+    wait_until(lambda: look()["status"] == "completed", look, 30, pause_s=0.05)
+    batch = look()
     assert batch["processed"] == 2_000
     assert client.get("/balance", headers=account.headers).json()["payout_balance"] == 1_000_000 - batch["amount"]
 

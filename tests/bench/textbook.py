@@ -9,10 +9,11 @@ from uuid import UUID
 
 import sqlalchemy as sa
 from celery import Celery
-from litestar import Litestar, Request, Response, get, post
+from litestar import Litestar, Response, get, post
 from redis import Redis
 
 from api.web import responses
+from api.web.request import HttpRequest
 from api.web.validation import NotAnObject, PayoutRequest, parse_payout_request
 from core.credentials import digest_of, looks_like_secret_key, payout_hash
 from core.ids import new_id
@@ -90,7 +91,7 @@ def create_app() -> Litestar:
         return answer
 
     @post("/payout/create")
-    async def create_payout(request: Request[Any, Any, Any]) -> Response[Any]:
+    async def create_payout(request: HttpRequest) -> Response[Any]:
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not looks_like_secret_key(key):
             return responses.UNAUTHORIZED.response()

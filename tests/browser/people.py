@@ -7,8 +7,8 @@ from playwright.sync_api import Page, expect
 
 from core import admin_actions
 from core.ids import IdKind, format_id
-from core.parties.accounts import Role
 from core.parties.audit import COMMAND_LINE
+from core.parties.members import Role
 from tests.servers import Account, System
 
 PASSWORD = "a pass phrase for tests"  # noqa: S105

@@ -13,7 +13,7 @@ import httpx
 import pytest
 from playwright.sync_api import Page, expect
 
-from core.parties.accounts import Role
+from core.parties.members import Role
 from tests.browser.conftest import PHONE, OpenPage
 from tests.browser.people import PASSWORD, Person, fill_in_sign_in, join, press, read_tile, sign_in, sign_out
 from tests.servers import Account, System, open_account, verify_books

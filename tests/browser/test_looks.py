@@ -3,7 +3,6 @@
 Only these tests switch the content security policy off, for axe is a script of theirs.
 """
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +14,11 @@ from playwright.sync_api import Page, expect
 
 from core import admin_actions
 from core.parties import businesses
-from core.parties.accounts import Role
 from core.parties.audit import COMMAND_LINE
+from core.parties.members import Role
 from tests.browser.conftest import DESKTOP, PHONE, OpenPage, Watch
 from tests.browser.people import Person, join, sign_in
+from tests.polling import wait_until
 from tests.servers import Account, System, open_account
 
 pytestmark = pytest.mark.timeout(600)
@@ -55,10 +55,8 @@ def shop(system: System) -> Shop:
         client.post("/payout/create", json={"email": "nobody", "amount": 1}, headers=headers)
         rows = [{"email": f"p{n}@example.com", "amount": 500, "reference": f"order-{n}"} for n in range(60)]
         batch = client.post("/payout/batches", json={"allocations": rows}, headers=headers).json()
-        give_up_at = time.monotonic() + 30
-        while client.get(f"/payout/batches/{batch['id']}", headers=headers).json()["status"] != "completed":
-            assert time.monotonic() < give_up_at
-            time.sleep(0.1)
+        path = f"/payout/batches/{batch['id']}"
+        wait_until(lambda: client.get(path, headers=headers).json()["status"] == "completed", path, 30, pause_s=0.1)
         users = client.get("/payout/users", params={"email": "person3@example.com"}, headers=headers).json()["data"]
         client.patch(f"/payout/users/{users[0]['id']}", json={"status": "inactive"}, headers=headers)
     with system.database.transaction() as connection:

@@ -9,8 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -20,13 +19,16 @@ import httpx
 import redis
 import sqlalchemy as sa
 
+from api.local.ports import find_free_port
+from api.local.postgres import EmbeddedPostgres
 from api.local.procfile import parse_procfile
-from api.local.servers import EmbeddedPostgres, EmbeddedValkey, find_free_port
+from api.local.valkey import EmbeddedValkey
 from core.database.connection import Database
 from core.database.schema import migrate
 from core.settings.loader import Settings, load_settings
 from tests.chaos.proxy import Proxy, proxied_postgres_url, proxied_valkey_url, proxy_postgres, proxy_valkey
 from tests.pgbouncer import PgBouncer, run_pgbouncer
+from tests.polling import wait_until
 from tests.servers import HASH_SECRET, ROOT, Account, make_directory, open_account
 from workers.app import QUEUE
 
@@ -36,14 +38,6 @@ _READY_WITHIN_S = 60.0
 _STOP_WITHIN_S = 30.0
 _POLL_S = 0.02
 _building = threading.Lock()
-
-
-def wait_until(is_true: Callable[[], object], what: str, timeout_s: float = _READY_WITHIN_S) -> None:
-    """Wait for something to become true, and fail where it does not in time."""
-    give_up_at = time.monotonic() + timeout_s
-    while not is_true():
-        assert time.monotonic() < give_up_at, f"not within {timeout_s:g} s: {what}"
-        time.sleep(_POLL_S)
 
 
 class Process:
@@ -101,6 +95,7 @@ class Process:
                 (thread / "stat").read_text().rpartition(")")[2].split()[0] == "T" for thread in threads.iterdir()
             ),
             f"{self.name} stands still",
+            _READY_WITHIN_S,
         )
 
     def go_on(self) -> None:
@@ -189,7 +184,7 @@ class Cluster:
         """Wait until processes serve: all of them where none is named."""
         awaited = processes or tuple(self.processes.values())
         for process in awaited:
-            wait_until(lambda process=process: self._is_ready(process), f"{process.name} serves")  # type: ignore[misc]
+            wait_until(lambda process=process: self._is_ready(process), f"{process.name} serves", _READY_WITHIN_S)  # type: ignore[misc]
 
     def _is_ready(self, process: Process) -> bool:
         assert process.is_running(), f"{process.name} ended"
@@ -306,6 +301,7 @@ def run_cluster(
             "PAYOUTS_DATABASE_URL": pooler.url_of() if pooler else url,
             "PAYOUTS_REDIS_URL": valkey.url,
             "PAYOUTS_HASH_SECRET": HASH_SECRET,
+            "PAYOUTS_STATE_DIR": str(own / "state"),
             **{f"PAYOUTS_{name.upper()}": value for name, value in settings.items()},
         }
         cluster = Cluster(postgres, valkey, own, database, server, environment, links, pooler)

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 
 import sqlalchemy as sa
 
-from tests.chaos.cluster import Cluster, Process, wait_until
+from tests.chaos.cluster import Cluster, Process
+from tests.polling import wait_until
 
 _LOCK_ALL = sa.text("SELECT id FROM businesses ORDER BY id FOR UPDATE")
 _WAITING_WORKERS = sa.text("""

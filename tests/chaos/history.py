@@ -10,8 +10,9 @@ import sqlalchemy as sa
 
 from core.credentials import payout_hash
 from core.database.connection import Database
-from tests.chaos.cluster import Cluster, wait_until
+from tests.chaos.cluster import Cluster
 from tests.chaos.load import Answer, Key
+from tests.polling import wait_until
 from tests.servers import HASH_SECRET, verify_books
 
 _SETTLED_WITHIN_S = 20.0

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from uuid import UUID, uuid4
 
-from tests.chaos.cluster import Cluster, wait_until
+from tests.chaos.cluster import Cluster
+from tests.polling import wait_until
 from tests.servers import Account
 
 CLIENTS = 32

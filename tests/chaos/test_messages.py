@@ -15,10 +15,11 @@ import pytest
 from core.database.connection import read_clock_us
 from core.ids import new_id
 from core.messages import Allocation, GroupCodec, Outcome
-from tests.chaos.cluster import Cluster, run_cluster, wait_until
+from tests.chaos.cluster import Cluster, run_cluster
 from tests.chaos.faults import sleep_until
 from tests.chaos.history import assert_history_is_what_clients_were_told
 from tests.chaos.load import CLIENTS, slowest_s, steady_load, unexpected
+from tests.polling import wait_until
 from tests.servers import Account
 from workers.app import ALLOCATE_TASK, QUEUE, RESULT_KEY_PREFIX, create_celery
 

@@ -15,10 +15,11 @@ import sqlalchemy as sa
 from core.batches import reading
 from core.batches.payout_batch import BatchStatus, PayoutBatch
 from core.ids import IdKind, parse_id
-from tests.chaos.cluster import Cluster, Process, run_cluster, wait_until
+from tests.chaos.cluster import Cluster, Process, run_cluster
 from tests.chaos.faults import kill_valkey, rows_held
 from tests.chaos.history import Entry, find_contradictions
 from tests.chaos.load import Load, steady_load, unexpected
+from tests.polling import wait_until
 from tests.servers import Account, verify_books
 from workers.tasks.batches import CHUNK_ROWS
 

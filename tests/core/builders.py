@@ -2,7 +2,6 @@
 
 import base64
 import os
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from uuid import UUID, uuid4
@@ -20,6 +19,7 @@ from core.ledger.resolution import Resolution
 from core.messages import Allocation, Outcome
 from core.parties.businesses import get_business
 from tests import servers
+from tests.polling import wait_until
 from tests.servers import Account
 
 HASH_SECRET = servers.HASH_SECRET.encode()
@@ -135,13 +135,12 @@ def wait_until_blocked(database: Database) -> None:
     query = sa.text(
         "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
     )
-    give_up_at = time.monotonic() + 30
-    while time.monotonic() < give_up_at:
+
+    def count() -> int:
         with database.transaction() as connection:
-            if connection.execute(query).scalar_one():
-                return
-        time.sleep(0.01)
-    raise TimeoutError
+            return int(connection.execute(query).scalar_one())
+
+    wait_until(count, "a transaction waits for a lock", 30, pause_s=0.01)
 
 
 def run_sql(database: Database, statement: str, **parameters: object) -> None:

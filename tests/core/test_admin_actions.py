@@ -173,10 +173,10 @@ def test_the_log_is_paged_newest_first(connection: Connection) -> None:
         audit.record(connection, business_id, ADA, Action.PAYOUTS_ENABLED, str(number))
     audit.record(connection, uuid4(), ADA, Action.PAYOUTS_ENABLED, "another's")
     seen: list[str] = []
-    behind = None
-    while page := list_entries(connection, business_id, 3, behind):
+    after = None
+    while page := list_entries(connection, business_id, 3, after):
         seen += [entry.subject for entry in page]
-        behind = page[-1].id
+        after = page[-1].id
     assert seen == ["6", "5", "4", "3", "2", "1", "0"]
 
 

@@ -5,7 +5,7 @@ import sys
 
 PROGRAM = """
 import gc
-from core.garbage_collection import spare_what_stays
+from core.garbage_collection import freeze_startup_objects
 
 class Cycle:
     alive = 0
@@ -15,7 +15,7 @@ class Cycle:
     def __del__(self):
         Cycle.alive -= 1
 
-spare_what_stays()
+freeze_startup_objects()
 assert gc.get_freeze_count() > 1_000
 most = 0
 for _ in range(100_000):

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from core.parties.accounts import Role
+from core.parties.members import Role
 from tests.dashboard.visitors import Visitor, close_all, sign_in
 from tests.servers import Account, System
 

@@ -3,7 +3,6 @@
 import csv
 import io
 import socket
-import time
 from urllib.parse import urlsplit
 
 import httpx
@@ -13,11 +12,12 @@ from core.batches import reading
 from core.batches.payout_batch import BODY_MAX_BYTES
 from core.credentials import Mode
 from core.parties import businesses
-from core.parties.accounts import Role
 from core.parties.businesses import Business
+from core.parties.members import Role
 from tests.core.builders import read_history
 from tests.dashboard.test_pages import actions
 from tests.dashboard.visitors import Document, Visitor, base, read_business, sign_in
+from tests.polling import wait_until
 from tests.servers import Account, System, open_account, verify_books
 
 FILE = b"email,amount,reference\nanna@example.com,1.50,a\nbela@example.com,2,=b\nANNA@example.com,0.25,\n"
@@ -36,10 +36,7 @@ def read_mistakes(response: httpx.Response) -> str:
 
 
 def wait_until_finished(visitor: Visitor, path: str) -> None:
-    give_up_at = time.monotonic() + 60
-    while not visitor.get(f"{path}/progress").json()["is_finished"]:
-        assert time.monotonic() < give_up_at
-        time.sleep(0.1)
+    wait_until(lambda: visitor.get(f"{path}/progress").json()["is_finished"], timeout_s=60, pause_s=0.1)
 
 
 def test_a_file_is_shown_accepted_once_and_paid(system: System, account: Account, admin: Visitor) -> None:

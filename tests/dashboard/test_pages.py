@@ -12,9 +12,9 @@ from api.web.browser_headers import CONTENT_SECURITY_POLICY
 from core.credentials import Mode
 from core.ids import IdKind, format_id
 from core.parties import api_keys
-from core.parties.accounts import Role
 from core.parties.audit import Entry, list_entries
 from core.parties.businesses import Business
+from core.parties.members import Role
 from core.parties.payout_users import find_payout_user
 from tests.core.builders import allocate, allocation_of
 from tests.dashboard.visitors import (
@@ -28,6 +28,7 @@ from tests.dashboard.visitors import (
     read_business,
     sign_in,
 )
+from tests.polling import wait_until
 from tests.servers import Account, System, open_account, verify_books
 
 PAGES = ("", "/users", "/transactions", "/batches", "/developers", "/settings", "/settings/log")
@@ -321,9 +322,9 @@ def test_keys_of_test_mode_act_on_the_twin(client: httpx.Client, account: Accoun
 def test_recent_requests_are_shown(system: System, client: httpx.Client, account: Account, admin: Visitor) -> None:
     headers = {**account.headers, "X-Request-Id": "a-request-of-mine"}
     client.post("/payout/create", json={"email": "user@example.com", "amount": 100}, headers=headers)
-    give_up_at = datetime.now(UTC).timestamp() + 20
-    while "a-request-of-mine" not in (text := admin.get(f"{base(account.business)}/developers").text):
-        assert datetime.now(UTC).timestamp() < give_up_at
+    path = f"{base(account.business)}/developers"
+    wait_until(lambda: "a-request-of-mine" in admin.get(path).text, path, 20)
+    text = admin.get(path).text
     assert "POST /payout/create" in text
     assert "user@example.com" not in text
 

@@ -11,9 +11,9 @@ import pytest
 import redis
 
 from core import admin_actions
-from core.parties import accounts
-from core.parties.accounts import Role
+from core.parties import accounts, members
 from core.parties.audit import COMMAND_LINE, list_entries
+from core.parties.members import Role
 from tests.dashboard.visitors import (
     PASSWORD,
     Document,
@@ -307,8 +307,8 @@ def test_a_removed_member_sees_nothing_from_then_on(system: System, account: Acc
     with system.database.transaction() as connection:
         found = accounts.find_account_by_email(connection, visitor.email)
         assert found is not None
-        accounts.add_member(connection, account.business.id, _other_admin(system), Role.ADMIN)
-        accounts.remove_member(connection, account.business.id, found.id)
+        members.add_member(connection, account.business.id, _other_admin(system), Role.ADMIN)
+        members.remove_member(connection, account.business.id, found.id)
     assert visitor.get(base(account.business)).status_code == 404
     assert visitor.send(form).status_code == 404
     assert "not a member of a business" in visitor.open("/dashboard").text

@@ -13,10 +13,10 @@ import httpx
 from core import admin_actions
 from core.credentials import Mode
 from core.ids import IdKind, format_id
-from core.parties import accounts, businesses
-from core.parties.accounts import Role
+from core.parties import accounts, businesses, members, passwords
 from core.parties.audit import COMMAND_LINE
 from core.parties.businesses import Business
+from core.parties.members import Role
 from tests.servers import System
 
 PASSWORD = "correct horse battery"  # noqa: S105
@@ -127,7 +127,7 @@ class Visitor:
 
 @cache
 def hash_of_password() -> str:
-    return accounts.hash_new_password("nobody@example.com", PASSWORD)
+    return passwords.hash_password(PASSWORD)
 
 
 def new_email() -> str:
@@ -142,7 +142,7 @@ def add_member(system: System, business: Business, role: Role = Role.ADMIN, emai
         account = accounts.find_account_by_email(connection, email)
         account = account or accounts.create_account(connection, email, hash_)
         assert account is not None
-        accounts.add_member(connection, business.id, account.id, role)
+        members.add_member(connection, business.id, account.id, role)
     return Visitor(system, email)
 
 

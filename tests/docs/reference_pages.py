@@ -65,6 +65,15 @@ The old names work in 0.2, with a warning at the start, and end with 0.3.
 | old | new |
 |---|---|
 """
+_OLD_METRICS = """
+## Old names
+
+0.2 gives these metrics out under both names, 0.3 under the new ones alone. The alert `PayoutsUnsettled` is
+`PayoutsUnresolved` now.
+
+| old | new |
+|---|---|
+"""
 _SHARED_OPTIONS = ("as_json", "data_dir")
 
 
@@ -104,6 +113,12 @@ def _metric_rows() -> Iterator[str]:
         (family,) = metric.describe()
         where = "API" if family.name in of_api else "workers"
         yield f"| `{name}` | {kind} | {', '.join(f'`{label}`' for label in labels)} | {documentation} | {where} |\n"
+
+
+def _old_metric_rows() -> Iterator[str]:
+    shown = {family.name: name for each in DEFINED for family in each.describe() for name in [describe_metric(each)[0]]}
+    for name, old_name in metrics.OLD_NAMES.items():
+        yield f"| `{old_name}{shown[name].removeprefix(name)}` | `{shown[name]}` |\n"
 
 
 def walk_commands(command: click.Command, context: click.Context) -> Iterator[tuple[click.Command, click.Context]]:
@@ -153,7 +168,7 @@ def make_pages() -> dict[str, str]:
     """Return the pages' texts by their files' names."""
     return {
         "settings.md": _NOTE + _settings_page(),
-        "metrics.md": _NOTE + _METRICS + "".join(_metric_rows()),
+        "metrics.md": _NOTE + _METRICS + "".join(_metric_rows()) + _OLD_METRICS + "".join(_old_metric_rows()),
         "command-line.md": _NOTE + _commands_page(),
     }
 

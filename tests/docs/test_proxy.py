@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from api.local.servers import find_free_port
+from api.local.ports import find_free_port
 from tests.docs.pages import find_block
 from tests.servers import System, open_account
 from tests.tls import make_authority

@@ -13,12 +13,13 @@ import pytest
 import sqlalchemy as sa
 
 from core.ids import IdKind, format_id
-from tests.chaos.cluster import Cluster, run_cluster, wait_until
+from tests.chaos.cluster import Cluster, run_cluster
 from tests.chaos.faults import rows_held
 from tests.chaos.history import assert_history_is_what_clients_were_told
 from tests.chaos.load import Load, steady_load, unexpected
 from tests.chaos.proxy import proxied_postgres_url, proxied_valkey_url, proxy_postgres, proxy_valkey
 from tests.hosts.network import Network, run_network
+from tests.polling import wait_until
 from tests.servers import ROOT, Account, verify_books
 
 pytestmark = pytest.mark.timeout(180)

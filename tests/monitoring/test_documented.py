@@ -31,6 +31,7 @@ def test_metrics_have_a_unit_a_help_text_and_few_labels(metric: Any) -> None:
     name, _, labels, documentation = describe_metric(metric)
     assert re.fullmatch(r"payouts_[a-z_]+", name)
     assert documentation
+    assert not re.search(r"\b(those|theirs?|ours|it)\b", documentation)
     assert "ms" not in name.split("_")
     assert set(labels) <= {
         "method",
@@ -53,6 +54,21 @@ def test_every_outcome_has_a_series_from_the_start() -> None:
     assert all(
         f'payouts_resolutions_total{{result="{result}"}}' in text for result in ("committed", "never", "unknown")
     )
+
+
+def test_renamed_metrics_are_given_out_under_both_names() -> None:
+    metrics.GROUP_ALLOCATIONS.observe(7)
+    metrics.RESOLUTIONS.labels("never").inc()
+    for accept in ("", "application/openmetrics-text; version=1.0.0"):
+        text = metrics.render_api(accept)[0].decode()
+        for name, old_name in metrics.OLD_NAMES.items():
+            assert re.search(rf"^# HELP {old_name}(_total)? the old name of {name}, until 0\.3$", text, re.MULTILINE)
+            new, old = (
+                re.findall(rf"^{each}(?:_(?:total|bucket|sum|count))?(?:{{.*)? .*$", text, re.MULTILINE)
+                for each in (name, old_name)
+            )
+            assert new
+            assert [line.removeprefix(name) for line in new] == [line.removeprefix(old_name) for line in old]
 
 
 def exposed_series() -> set[str]:

@@ -3,7 +3,6 @@
 import json
 import shutil
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,9 +12,10 @@ import httpx
 import pytest
 import yaml
 
-from api.local.servers import find_free_port
+from api.local.ports import find_free_port
 from tests.monitoring.test_documented import DASHBOARD, MONITORING, rules
 from tests.monitoring.test_running import find_metrics_base, worker_urls
+from tests.polling import wait_until
 from tests.servers import Servers, System, open_account, run_system, run_valkey
 
 pytestmark = pytest.mark.skipif(
@@ -41,23 +41,17 @@ def run_prometheus(directory: Path, targets: dict[str, str]) -> Iterator[str]:
             ["prometheus", *options, f"--web.listen-address={address}"], cwd=directory, stdout=log, stderr=log
         )
     try:
-        wait_until(lambda: httpx.get(f"http://{address}/-/ready").status_code == 200, (directory / "log").read_text)
+        wait_until(
+            lambda: httpx.get(f"http://{address}/-/ready").status_code == 200,
+            (directory / "log").read_text,
+            60,
+            passing=(httpx.TransportError,),
+            pause_s=0.2,
+        )
         yield f"http://{address}"
     finally:
         process.terminate()
         process.wait(20)
-
-
-def wait_until(is_true: Any, explain: Any, timeout_s: float = 60) -> None:
-    give_up_at = time.monotonic() + timeout_s
-    while True:
-        try:
-            if is_true():
-                return
-        except httpx.TransportError:
-            pass
-        assert time.monotonic() < give_up_at, explain()
-        time.sleep(0.2)
 
 
 def evaluate(prometheus: str, expression: str) -> list[Any]:
@@ -89,12 +83,21 @@ def test_every_panel_shows_something_and_no_alert_is_broken(servers: Servers, tm
             api = system.base_url.removeprefix("http://")
             targets = {"payouts-api": api, "payouts-worker": worker, "payouts-batches": batches}
             with run_prometheus(tmp_path, targets) as prometheus:
-                wait_until(lambda: len(evaluate(prometheus, "up == 1")) == 3, lambda: evaluate(prometheus, "up"))
+                wait_until(
+                    lambda: len(evaluate(prometheus, "up == 1")) == 3,
+                    lambda: evaluate(prometheus, "up"),
+                    60,
+                    passing=(httpx.TransportError,),
+                    pause_s=0.2,
+                )
                 make_traffic(system)
                 expressions = [target["expr"] for panel in DASHBOARD["panels"] for target in panel.get("targets", [])]
                 wait_until(
                     lambda: all(evaluate(prometheus, expression) for expression in expressions),
                     lambda: [expression for expression in expressions if not evaluate(prometheus, expression)],
+                    60,
+                    passing=(httpx.TransportError,),
+                    pause_s=0.2,
                 )
                 assert evaluate(prometheus, 'payouts_allocations_total{outcome="allocated"}')[0]["value"][1] == "5"
                 assert evaluate(prometheus, "payouts_payout_batch_rows_paid_total > 0")[0]["value"][1] == "3"

@@ -16,9 +16,10 @@ import redis
 import sqlalchemy as sa
 from prometheus_client.parser import text_string_to_metric_families
 
-from api.local.servers import find_free_port
+from api.local.ports import find_free_port
 from core.ledger.verification import Verdict
 from core.parties import api_keys
+from tests.polling import wait_until
 from tests.servers import Servers, System, open_account, run_system, run_valkey, wait_until_ready
 from workers.app import BATCHES_QUEUE, QUEUE, VERDICT_KEY
 from workers.metrics import PORTS
@@ -39,13 +40,14 @@ def read(url: str) -> Samples:
 
 
 def wait_for(url: str, is_true: Callable[[Samples], object], what: str, timeout_s: float = 30) -> Samples:
-    give_up_at = time.monotonic() + timeout_s
-    while True:
-        samples = read(url)
-        if is_true(samples):
-            return samples
-        assert time.monotonic() < give_up_at, f"{what}: {samples}"
-        time.sleep(0.2)
+    read_last: list[Samples] = []
+
+    def find() -> object:
+        read_last[:] = [read(url)]
+        return is_true(read_last[0])
+
+    wait_until(find, lambda: f"{what}: {read_last}", timeout_s, pause_s=0.2)
+    return read_last[0]
 
 
 def grown(before: Samples, after: Samples) -> Samples:
@@ -72,18 +74,17 @@ def watched(servers: Servers, metrics_port: int) -> Iterator[System]:
 
 def worker_urls(system: System) -> list[str]:
     """Where the workers said that they serve, `worker` first."""
-    give_up_at = time.monotonic() + 20
-    while True:
+
+    def find() -> list[str] | None:
         found = {
             name: line.split("metrics are at ")[1].partition("/metrics")[0]
             for name in ("worker", "batches")
             for line in (system.log_dir / f"{name}.log").read_text().splitlines()
             if "metrics are at " in line
         }
-        if len(found) == 2:
-            return [found["worker"], found["batches"]]
-        assert time.monotonic() < give_up_at, system.logs()
-        time.sleep(0.1)
+        return [found["worker"], found["batches"]] if len(found) == 2 else None
+
+    return wait_until(find, system.logs, 20, pause_s=0.1) or []
 
 
 def test_metrics_are_prometheus_s_text_format_without_a_key(watched: System) -> None:
@@ -351,7 +352,7 @@ def test_stopped_workers_show_as_old_messages_resends_and_resolves(servers: Serv
 
 
 def test_idle_system_tells_a_worker_that_consumes_from_none(servers: Servers) -> None:
-    """Without a call, an empty batch goes through the queue; nobody asks for health here."""
+    """Without a call, an empty group goes through the queue; nobody asks for health here."""
     with run_valkey() as valkey, run_system(Servers(servers.postgres_url, valkey.url)) as system:
         seen = wait_for(system.base_url, lambda now: now["payouts_round_trip_age_seconds"] > 9, "idle")
         assert grown(seen, read(system.base_url)).get("payouts_allocations_total") is None
@@ -443,16 +444,19 @@ def test_several_api_processes_behind_one_port_answer_for_all(watched: System) -
         )
         assert told['payouts_api_pool_connections_max{pool="calls"}'] == 3 * 8
         assert told["payouts_allocation_seconds_count"] == 40
+        assert told["payouts_batch_allocations_count"] == told["payouts_group_allocations_count"] > 0
         assert not any(name.startswith(("process_", "payouts_worker_", "payouts_task_")) for name in told)
         assert {read(url)['payouts_allocations_total{outcome="allocated"}'] for _ in range(12)} == {40}
         assert all(f'payouts_queue_messages{{queue="{QUEUE}"}}' in read(url) for _ in range(6))
         # One dies: what it counted stays, its gauges go, and another takes its place.
         children = child_pids(process.pid)
         os.kill(children[0], signal.SIGKILL)
-        give_up_at = time.monotonic() + 30
-        while children[0] in child_pids(process.pid) or len(child_pids(process.pid)) < len(children):
-            assert time.monotonic() < give_up_at
-            time.sleep(0.2)
+        wait_until(
+            lambda: children[0] not in child_pids(process.pid) and len(child_pids(process.pid)) >= len(children),
+            "another takes its place",
+            30,
+            pause_s=0.2,
+        )
         wait_for_all(url, 'payouts_api_pool_connections_max{pool="calls"}', 24)
         assert read(url)['payouts_allocations_total{outcome="allocated"}'] == 40
     finally:
@@ -461,15 +465,7 @@ def test_several_api_processes_behind_one_port_answer_for_all(watched: System) -
 
 
 def wait_for_all(url: str, name: str, value: float) -> None:
-    give_up_at = time.monotonic() + 30
-    while True:
-        try:
-            if read(url)[name] == value:
-                return
-        except httpx.TransportError:
-            pass
-        assert time.monotonic() < give_up_at
-        time.sleep(0.2)
+    wait_until(lambda: read(url)[name] == value, name, 30, passing=(httpx.TransportError,), pause_s=0.2)
 
 
 def child_pids(pid: int) -> list[int]:

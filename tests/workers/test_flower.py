@@ -4,7 +4,7 @@ import re
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,9 +15,10 @@ import httpx
 import pytest
 from redis import Redis
 
+from api.local.ports import find_free_port
 from api.local.procfile import parse_procfile
-from api.local.servers import find_free_port
 from core.credentials import digest_of
+from tests.polling import wait_until
 from tests.servers import HASH_SECRET, ROOT, Servers, System, open_account, run_system, run_valkey
 
 FLOWER = parse_procfile((ROOT / "Procfile").read_text())["flower"]
@@ -58,21 +59,14 @@ def run_watched(servers: Servers) -> Iterator[Watched]:
     settings = {"flower_password": PASSWORD, "flower_port": str(port), "batch_stalled_after_s": "1"}
     with run_system(servers, **settings) as system:
         flower = Watched(system, f"http://127.0.0.1:{port}")
-        wait_for(lambda: is_listening(port), system.logs)
-        wait_for(lambda: flower.tasks_called("payouts.find_stalled_batches"), system.logs)
+        wait_until(lambda: is_listening(port), system.logs, 30)
+        wait_until(lambda: flower.tasks_called("payouts.find_stalled_batches"), system.logs, 30)
         yield flower
 
 
 def is_listening(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def wait_for(happened: Callable[[], object], describe: Callable[[], object], timeout_s: float = 30) -> None:
-    give_up_at = time.monotonic() + timeout_s
-    while not happened():
-        assert time.monotonic() < give_up_at, describe()
-        time.sleep(0.1)
 
 
 def test_tasks_show_up_and_succeed_and_leak_nothing(watched: Watched) -> None:
@@ -99,7 +93,7 @@ def test_tasks_show_up_and_succeed_and_leak_nothing(watched: Watched) -> None:
             bool(chunks) and counted >= 41 and finished and any("insufficient" in str(t["result"]) for t in allocations)
         )
 
-    wait_for(find_finished, watched.tasks)
+    wait_until(find_finished, watched.tasks, 30)
     tasks = watched.tasks()
     assert {task["state"] for task in tasks.values()} <= {"SUCCESS", "STARTED", "RECEIVED"}
     for task in tasks.values():
@@ -197,7 +191,7 @@ def test_flower_outlives_a_broker_and_foreign_events(servers: Servers) -> None:
         time.sleep(2)
         valkey.start()
         before = set(watched.tasks())
-        wait_for(lambda: set(watched.tasks()) - before, watched.system.logs, timeout_s=60)
+        wait_until(lambda: set(watched.tasks()) - before, watched.system.logs, timeout_s=60)
         log = (watched.system.log_dir / "flower.log").read_text()
         assert "Traceback" not in log
         assert EMAIL not in log

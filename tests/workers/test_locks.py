@@ -12,7 +12,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from api.local.servers import find_free_port
+from api.local.ports import find_free_port
 from core import metrics
 from tests.servers import Servers
 from workers.locks import BusinessLocks, lock_key

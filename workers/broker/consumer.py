@@ -11,7 +11,8 @@ from celery.worker.consumer.delayed_delivery import DelayedDelivery
 from kombu.message import Message
 
 from core import metrics
-from core.logging.setup import NAMED_MAX, holds_secret
+from core.logging.fields import NAMED_MAX
+from core.logging.masking import holds_secret
 from workers.app import NAMES_HEADER
 from workers.startup import describe_refusal
 

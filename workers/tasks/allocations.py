@@ -9,7 +9,7 @@ from celery import Celery, Task
 from core import metrics
 from core.database.connection import Database, describe_error, is_connection_error
 from core.ledger import statements
-from core.logging.setup import about
+from core.logging.fields import about
 from core.messages import Allocation, GroupCodec, MessageError, Outcome
 from workers.app import ALLOCATE_TASK
 from workers.broker.consumer import names_in

@@ -15,7 +15,7 @@ from core import metrics
 from core.batches import payment, reading
 from core.database.connection import Database, describe_error
 from core.ids import IdKind, format_id, parse_id
-from core.logging.setup import about
+from core.logging.fields import about
 from workers.app import FIND_STALLED_TASK, PAY_CHUNK_TASK, PERIODIC_RUN_KEY, periodic_run_noted_s, send_chunk
 from workers.locks import BusinessLocks
 

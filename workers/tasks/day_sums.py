@@ -22,22 +22,22 @@ class DaySummer:
     def __init__(self, database: Database, *, task_s: float = _TASK_S) -> None:
         self._database = database
         self._task_s = task_s
-        self._go_on_behind = _FIRST
+        self._go_on_after = _FIRST
 
     def work(self) -> None:
         """Sum for a while; what is left is for the next time, which goes on with the next businesses."""
         give_up_at = time.monotonic() + self._task_s
         try:
-            is_last_round = self._go_on_behind == _FIRST
+            is_last_round = self._go_on_after == _FIRST
             while time.monotonic() < give_up_at:
                 with self._database.transaction() as connection:
-                    due = day_sums.list_due(connection, self._go_on_behind)
+                    due = day_sums.list_due(connection, self._go_on_after)
                 if due.few:
                     with self._database.transaction() as connection:
                         day_sums.sum_together(connection, due.few)
                 if not self._sum(due.many, give_up_at):
                     return
-                self._go_on_behind = due.last or _FIRST
+                self._go_on_after = due.last or _FIRST
                 if due.last is None:
                     if is_last_round:
                         return
@@ -52,7 +52,7 @@ class DaySummer:
             while is_more:
                 if time.monotonic() >= give_up_at:
                     return False
-                self._go_on_behind = business_id
+                self._go_on_after = business_id
                 with self._database.transaction() as connection:
                     is_more = day_sums.sum_next(connection, business_id)
         return True

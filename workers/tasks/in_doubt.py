@@ -6,10 +6,10 @@ from celery import Celery
 
 from core.batches import release
 from core.database.connection import Database, describe_error
+from core.ids import IdKind, format_id
 from core.in_doubt.finishing import Finisher
 from core.in_doubt.records import Doubt
-from core.ids import IdKind, format_id
-from core.logging.setup import about
+from core.logging.fields import about
 from workers.app import FINISH_IN_DOUBT_TASK
 from workers.in_doubt import InDoubtRecords
 

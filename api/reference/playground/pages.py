@@ -14,7 +14,8 @@ from api.reference.openapi import make_document
 from api.reference.playground.contract import EXAMPLES
 from api.reference.playground.operations import Operation, read_operations
 from api.web.assets import Assets
-from api.web.browser_headers import AnyRequest, page
+from api.web.browser_headers import page
+from api.web.request import HttpRequest
 
 PATH = "/docs"
 CONTRACT_PATH = "/docs/contract"
@@ -50,21 +51,21 @@ class Playground:
         self._error = environment.get_template("error.html")
 
         @get("/")
-        async def show_playground(request: AnyRequest) -> Response[str]:
+        async def show_playground(request: HttpRequest) -> Response[str]:
             return page(request, playground, cache=_CACHE)
 
         @get("/contract")
-        async def show_contract(request: AnyRequest) -> Response[str]:
+        async def show_contract(request: HttpRequest) -> Response[str]:
             return page(request, contract, cache=_CACHE)
 
         self.router = Router(PATH, route_handlers=[show_playground, show_contract, own.route()])
 
-    def answers(self, request: AnyRequest) -> bool:
+    def answers(self, request: HttpRequest) -> bool:
         """Tell whether somebody who asks for this path should get a page, where there is none."""
         path = request.scope["path"]
         return path == PATH or path.startswith(f"{PATH}/")
 
-    def answer_error(self, request: AnyRequest, error: HTTPException) -> Response[str]:
+    def answer_error(self, request: HttpRequest, error: HTTPException) -> Response[str]:
         """Answer with a page that says what went wrong."""
         title, text = _ERROR_TEXTS.get(error.status_code, ("The request was not understood", "Open the page again."))
         allow = (error.headers or {}).get("allow")

@@ -19,7 +19,8 @@ from api.allocations.dispatcher import Dispatcher
 from api.allocations.publisher import Publisher, make_instance_prefix
 from api.allocations.replies import Replies
 from api.allocations.resolver import Resolver
-from api.local.servers import EmbeddedValkey, find_free_port
+from api.local.ports import find_free_port
+from api.local.valkey import EmbeddedValkey
 from api.web.errors import TooManyWaitingError
 from core.database.connection import Database
 from core.ids import new_id

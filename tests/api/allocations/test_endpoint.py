@@ -11,7 +11,7 @@ import httpx
 import pytest
 import sqlalchemy as sa
 
-from api.local.servers import EmbeddedValkey
+from api.local.valkey import EmbeddedValkey
 from api.web.responses import REFUSAL_BY_OUTCOME
 from core.credentials import KeyKind, payout_hash
 from core.database.connection import Database

@@ -12,7 +12,7 @@ import pytest
 from redis.asyncio import Redis
 
 from api.allocations.replies import Replies
-from api.local.servers import EmbeddedValkey
+from api.local.valkey import EmbeddedValkey
 from core.messages import Outcome
 
 PREFIX = "api-test-"

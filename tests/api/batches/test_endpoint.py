@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import socket
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -23,6 +22,7 @@ from core.ids import IdKind, format_id, new_id
 from core.parties import api_keys
 from core.parties.businesses import PLAY_MONEY_CENTS, fund_business, get_business, set_payouts_enabled
 from tests.core.builders import HASH_SECRET
+from tests.polling import wait_until
 from tests.servers import Account, System, open_account, verify_books
 
 PATH = "/payout/batches"
@@ -79,13 +79,11 @@ def read(client: httpx.Client, account: Account, path: str, **parameters: Any) -
 
 
 def wait_until_finished(client: httpx.Client, account: Account, batch_id: str) -> dict[str, Any]:
-    give_up_at = time.monotonic() + 60
-    while time.monotonic() < give_up_at:
-        document: dict[str, Any] = read(client, account, f"{PATH}/{batch_id}")
-        if document["finished_at"] is not None:
-            return document
-        time.sleep(0.02)
-    raise TimeoutError(document)
+    def look() -> dict[str, Any]:
+        return dict(read(client, account, f"{PATH}/{batch_id}"))
+
+    wait_until(lambda: look()["finished_at"] is not None, look, 60)
+    return look()
 
 
 def pay(client: httpx.Client, account: Account, rows: Any = None, **options: Any) -> str:

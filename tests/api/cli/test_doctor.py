@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from api.local.servers import EmbeddedValkey
+from api.local.valkey import EmbeddedValkey
 from tests.servers import HASH_SECRET, Parts, Servers, System, run_system, run_valkey
 
 PAYOUTS = str(Path(sys.executable).with_name("payouts"))
@@ -82,7 +82,7 @@ def test_no_worker(servers: Servers, valkey: EmbeddedValkey) -> None:
     with run_parts(servers, valkey, "web", "worker") as system:
         report = examine(system)
     assert (report.exit_code, report.problems()) == (1, ["worker"]), report.shown
-    assert "nobody carried out an empty batch from the queue allocations" in report["worker"]["text"]
+    assert "nobody carried out an empty group from the queue allocations" in report["worker"]["text"]
     assert "`worker`" in report["worker"]["fix"]
 
 

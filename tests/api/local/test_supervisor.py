@@ -3,7 +3,7 @@
 import os
 import re
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import pytest
 
 from api.local import supervisor as supervisor_module
 from api.local.supervisor import SupervisedProcess, Supervisor
+from tests.polling import wait_until
 
 # The pipes are closed by the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -37,13 +38,6 @@ def run(tmp_path: Path, *, left_out: Collection[str] = (), **commands: str) -> I
         supervisor.stop()
 
 
-def wait_for(happened: Callable[[], object]) -> None:
-    give_up_at = time.monotonic() + 20
-    while not happened():
-        assert time.monotonic() < give_up_at
-        time.sleep(0.02)
-
-
 def read_pids(path: Path) -> list[int]:
     return [int(line) for line in path.read_text().splitlines()] if path.exists() else []
 
@@ -57,7 +51,7 @@ def is_alive(pid: int) -> bool:
 
 def test_process_that_ends_is_started_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with run(tmp_path, brief="echo $$ >> $DIR/brief", steady="echo $$ >> $DIR/steady; exec sleep 60") as supervisor:
-        wait_for(lambda: len(read_pids(tmp_path / "brief")) >= 3)
+        wait_until(lambda: len(read_pids(tmp_path / "brief")) >= 3)
         assert supervisor.restarts() >= 2
     assert len(read_pids(tmp_path / "steady")) == 1
     assert "brief has ended; it is started again" in capsys.readouterr().out
@@ -66,9 +60,9 @@ def test_process_that_ends_is_started_again(tmp_path: Path, capsys: pytest.Captu
 def test_killed_process_is_started_again(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     with run(tmp_path, part="echo $$ >> $DIR/pids; exec sleep 60"):
-        wait_for(lambda: read_pids(pids))
+        wait_until(lambda: read_pids(pids))
         psutil.Process(read_pids(pids)[0]).kill()
-        wait_for(lambda: len(read_pids(pids)) == 2)
+        wait_until(lambda: len(read_pids(pids)) == 2)
         assert is_alive(read_pids(pids)[1])
 
 
@@ -77,7 +71,7 @@ def test_what_nothing_depends_on_is_started_again_less_and_less_often(
 ) -> None:
     monkeypatch.setattr(supervisor_module, "_RESTART_OPTIONAL_AFTER_S_MAX", 0.3)
     with run(tmp_path, extra="echo $$ >> $DIR/extra", brief="echo $$ >> $DIR/brief") as supervisor:
-        wait_for(lambda: len(read_pids(tmp_path / "extra")) >= 2 and len(read_pids(tmp_path / "brief")) >= 2)
+        wait_until(lambda: len(read_pids(tmp_path / "extra")) >= 2 and len(read_pids(tmp_path / "brief")) >= 2)
         assert supervisor.restarts() == sum(1 for _ in read_pids(tmp_path / "brief")) - 1
     process = SupervisedProcess("extra", "true", {}, name_width=5, is_optional=True)
     monkeypatch.undo()
@@ -90,14 +84,14 @@ def test_what_nothing_depends_on_is_started_again_less_and_less_often(
 
 def test_what_is_left_out_does_not_run(tmp_path: Path) -> None:
     with run(tmp_path, left_out=["extra"], extra="echo $$ >> $DIR/extra", steady="echo $$ >> $DIR/steady; sleep 60"):
-        wait_for(lambda: read_pids(tmp_path / "steady"))
+        wait_until(lambda: read_pids(tmp_path / "steady"))
     assert not (tmp_path / "extra").exists()
 
 
 def test_stop_ends_all_and_starts_none_again(tmp_path: Path) -> None:
     command = "echo $$ >> $DIR/pids; exec sleep 60"
     with run(tmp_path, one=command, two=command) as supervisor:
-        wait_for(lambda: len(read_pids(tmp_path / "pids")) == 2)
+        wait_until(lambda: len(read_pids(tmp_path / "pids")) == 2)
         supervisor.stop()
         assert not any(is_alive(pid) for pid in read_pids(tmp_path / "pids"))
         time.sleep(0.5)
@@ -112,14 +106,14 @@ def test_stop_asks_all_at_once_and_lets_them_finish(tmp_path: Path) -> None:
         "touch $DIR/{0}-ready; while true; do sleep .01; done"
     )
     with run(tmp_path, one=command.format("one", "two"), two=command.format("two", "one")) as supervisor:
-        wait_for(lambda: (tmp_path / "one-ready").exists() and (tmp_path / "two-ready").exists())
+        wait_until(lambda: (tmp_path / "one-ready").exists() and (tmp_path / "two-ready").exists())
         supervisor.stop()
     assert sorted((tmp_path / "ended").read_text().split()) == ["one", "two"]
 
 
 def test_stubborn_process_is_killed(tmp_path: Path) -> None:
     with run(tmp_path, stubborn="trap '' TERM; echo $$ >> $DIR/pids; while true; do sleep .05; done") as supervisor:
-        wait_for(lambda: read_pids(tmp_path / "pids"))
+        wait_until(lambda: read_pids(tmp_path / "pids"))
         begun = time.monotonic()
         supervisor.stop()
         assert time.monotonic() - begun > 1
@@ -129,9 +123,9 @@ def test_stubborn_process_is_killed(tmp_path: Path) -> None:
 def test_children_left_behind_are_killed(tmp_path: Path) -> None:
     command = "sh -c 'trap \"\" TERM; echo $$ >> $DIR/pids; while true; do sleep .05; done' & wait"
     with run(tmp_path, parent=command) as supervisor:
-        wait_for(lambda: read_pids(tmp_path / "pids"))
+        wait_until(lambda: read_pids(tmp_path / "pids"))
         supervisor.stop()
-        wait_for(lambda: not is_alive(read_pids(tmp_path / "pids")[0]))
+        wait_until(lambda: not is_alive(read_pids(tmp_path / "pids")[0]))
 
 
 def test_stop_during_the_pause_before_a_restart_starts_nothing(
@@ -146,7 +140,7 @@ def test_stop_during_the_pause_before_a_restart_starts_nothing(
         return "has ended" in output
 
     with run(tmp_path, brief="echo $$ >> $DIR/pids") as supervisor:
-        wait_for(has_ended)
+        wait_until(has_ended)
     assert supervisor.restarts() == 0
     assert len(read_pids(tmp_path / "pids")) == 1
 
@@ -160,7 +154,7 @@ def test_stop_right_after_start_leaves_nothing(tmp_path: Path) -> None:
 def test_lines_get_the_name_in_a_column_before_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     script = "echo 'to stdout'; echo 'to stderr' >&2; echo; printf 'bytes \\377\\n'; touch $DIR/{}; exec sleep 60"
     with run(tmp_path, web=script.format("web"), worker=script.format("worker")):
-        wait_for(lambda: (tmp_path / "web").exists() and (tmp_path / "worker").exists())
+        wait_until(lambda: (tmp_path / "web").exists() and (tmp_path / "worker").exists())
         time.sleep(0.3)
     lines = capsys.readouterr().out.splitlines()
     assert {"web    | to stdout", "worker | to stdout", "web    | to stderr", "web    | bytes \ufffd"} <= set(lines)
@@ -169,7 +163,7 @@ def test_lines_get_the_name_in_a_column_before_them(tmp_path: Path, capsys: pyte
 
 def test_processes_see_the_environment_and_no_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with run(tmp_path, part="cat; echo dir=$DIR; touch $DIR/done; exec sleep 60"):
-        wait_for((tmp_path / "done").exists)
+        wait_until((tmp_path / "done").exists)
         time.sleep(0.3)
     assert f"part | dir={tmp_path}" in capsys.readouterr().out
 
@@ -177,7 +171,7 @@ def test_processes_see_the_environment_and_no_terminal(tmp_path: Path, capsys: p
 def test_two_processes_do_not_mix_their_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     script = "for i in $(seq 300); do echo {0}{0}{0}{0}{0}{0}{0}{0}; done; touch $DIR/{0}; exec sleep 60"
     with run(tmp_path, a=script.format("a"), b=script.format("b")):
-        wait_for(lambda: (tmp_path / "a").exists() and (tmp_path / "b").exists())
+        wait_until(lambda: (tmp_path / "a").exists() and (tmp_path / "b").exists())
         time.sleep(0.5)
     lines = capsys.readouterr().out.splitlines()
     assert sorted(lines) == ["a | aaaaaaaa"] * 300 + ["b | bbbbbbbb"] * 300

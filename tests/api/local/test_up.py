@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,10 @@ import pytest
 import sqlalchemy as sa
 
 from core.database.connection import Database
-from core.parties.accounts import Role, check_password, list_memberships
 from core.parties.businesses import find_businesses_by_name, get_business
+from core.parties.members import Role, list_memberships
+from core.parties.passwords import check_password
+from tests.polling import wait_until
 from tests.servers import Servers
 
 PAYOUTS = str(Path(sys.executable).with_name("payouts"))
@@ -52,7 +54,7 @@ class Up:
             )
 
     def wait_until_ready(self) -> "Up":
-        wait_for(lambda: READY_TEXT in self.output() or self.process.poll() is not None, READY_WITHIN_S, self.output)
+        wait_until(lambda: READY_TEXT in self.output() or self.process.poll() is not None, self.output, READY_WITHIN_S)
         assert self.process.poll() is None, self.output()
         self.started |= self.parts()
         return self
@@ -67,7 +69,7 @@ class Up:
         return [process for process in {*self.started, *processes_of(self.home)} if is_alive(process)]
 
     def assert_nothing_is_left(self) -> None:
-        wait_for(lambda: not self.left(), 5, self.left)
+        wait_until(lambda: not self.left(), self.left, 5)
 
     def output(self) -> str:
         return self.log.read_text()
@@ -142,13 +144,6 @@ def payouts(*arguments: str, **variables: str) -> subprocess.CompletedProcess[st
     return subprocess.run(
         [PAYOUTS, *arguments], capture_output=True, text=True, timeout=READY_WITHIN_S, env=environment(**variables)
     )
-
-
-def wait_for(happened: Callable[[], object], timeout_s: float, describe: Callable[[], object]) -> None:
-    give_up_at = time.monotonic() + timeout_s
-    while not happened():
-        assert time.monotonic() < give_up_at, describe()
-        time.sleep(0.05)
 
 
 def processes_of(home: Path) -> list[psutil.Process]:
@@ -264,7 +259,7 @@ def test_printed_sign_in_is_an_admin_of_the_demo_business(running: Up) -> None:
 def test_allocations_are_seen_in_flower_with_the_printed_password(running: Up) -> None:
     assert running.pay("flower@example.com", 1).status_code == 201
     with running.flower() as flower:
-        wait_for(lambda: is_answered(flower), 30, running.output)
+        wait_until(lambda: is_answered(flower), running.output, 30)
         assert httpx.get(flower.base_url).status_code == 401
 
         def find_task() -> bool:
@@ -272,7 +267,7 @@ def test_allocations_are_seen_in_flower_with_the_printed_password(running: Up) -
             tasks = flower.get("/api/tasks").json().values()
             return any((task["args"], task["result"]) == ("1 allocation, 1 business", "1 allocated") for task in tasks)
 
-        wait_for(find_task, 30, running.output)
+        wait_until(find_task, running.output, 30)
 
 
 def is_answered(client: httpx.Client) -> bool:
@@ -291,9 +286,9 @@ def test_flower_that_cannot_listen_keeps_nobody_from_serving(home: Path, taken_p
         assert up.pay("flower@example.com", 1).status_code == 201
         if host == "127.0.0.1":
             with up.flower() as flower:
-                wait_for(lambda: is_answered(flower), 30, up.output)
+                wait_until(lambda: is_answered(flower), up.output, 30)
         else:
-            wait_for(lambda: "flower has ended; it is started again" in up.output(), 30, up.output)
+            wait_until(lambda: "flower has ended; it is started again" in up.output(), up.output, 30)
             assert "Flower cannot listen at host.invalid:" in up.output()
         assert up.stop() == 0
         up.assert_nothing_is_left()
@@ -415,7 +410,7 @@ def test_taken_port_is_one_line_and_nothing_runs(home: Path, taken_port: int) ->
 def test_host_that_is_not_ours_is_one_line(home: Path) -> None:
     host = "203.0.113.7"
     with run_up(home, "--host", host, "--port", "0") as up:
-        wait_for(lambda: up.process.poll() is not None, 5, up.output)
+        wait_until(lambda: up.process.poll() is not None, up.output, 5)
         assert up.wait() == 1
         (line,) = up.output().splitlines()
         assert host in line
@@ -489,7 +484,7 @@ def test_sigint_to_the_process_alone_stops_everything_as_does_a_second_one(home:
     with run_up(home) as up:
         up.wait_until_ready()
         up.process.send_signal(signal.SIGINT)
-        wait_for(lambda: "Stopping" in up.output(), STOP_WITHIN_S, up.output)
+        wait_until(lambda: "Stopping" in up.output(), up.output, STOP_WITHIN_S)
         up.process.send_signal(signal.SIGINT)
         assert up.wait() == 0, up.output()
         up.assert_nothing_is_left()
@@ -499,7 +494,7 @@ def test_second_sigterm_while_stopping_leaves_nothing_behind(home: Path) -> None
     with run_up(home) as up:
         up.wait_until_ready()
         up.process.send_signal(signal.SIGTERM)
-        wait_for(lambda: "Stopping" in up.output(), STOP_WITHIN_S, up.output)
+        wait_until(lambda: "Stopping" in up.output(), up.output, STOP_WITHIN_S)
         time.sleep(0.3)
         up.process.send_signal(signal.SIGTERM)
         assert up.wait() == 0, up.output()
@@ -508,7 +503,7 @@ def test_second_sigterm_while_stopping_leaves_nothing_behind(home: Path) -> None
 
 def test_sigterm_while_starting_stops_everything(home: Path) -> None:
     with run_up(home) as up:
-        wait_for(lambda: find_part(home, "uvicorn"), READY_WITHIN_S, up.output)
+        wait_until(lambda: find_part(home, "uvicorn"), up.output, READY_WITHIN_S)
         assert up.stop(signal.SIGTERM) == 0
         assert READY_TEXT not in up.output()
         up.assert_nothing_is_left()
@@ -565,8 +560,8 @@ def test_with_servers_named_none_is_embedded_and_port_comes_from_the_environment
 def test_killed_process_is_started_again_and_payments_go_on(running: Up, part: str, mark: str) -> None:
     (victim,) = find_part(running.home, mark)
     victim.kill()
-    wait_for(lambda: f"{part} has ended" in running.output(), 30, running.output)
-    wait_for(lambda: pays(running), 60, running.output)
+    wait_until(lambda: f"{part} has ended" in running.output(), running.output, 30)
+    wait_until(lambda: pays(running), running.output, 60)
     (successor,) = find_part(running.home, mark)
     assert successor.pid != victim.pid
 
@@ -576,7 +571,7 @@ def test_killed_server_is_started_again_and_payments_go_on(running: Up, name: st
     killed = [process for process in psutil.Process(running.process.pid).children() if process.name() == name]
     assert len(killed) == 1
     killed[0].kill()
-    wait_for(lambda: pays(running), READY_WITHIN_S, running.output)
+    wait_until(lambda: pays(running), running.output, READY_WITHIN_S)
     running.started |= running.parts()
 
 

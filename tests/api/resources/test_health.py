@@ -10,7 +10,8 @@ import pytest
 import sqlalchemy as sa
 from redis import Redis
 
-from api.local.servers import EmbeddedValkey
+from api.local.valkey import EmbeddedValkey
+from tests.polling import wait_until
 from tests.servers import Parts, Servers, System, run_system, run_valkey
 
 NAMES = ["database", "schema", "broker", "subscription", "worker"]
@@ -21,13 +22,13 @@ def problems_of(response: httpx.Response) -> dict[str, str | None]:
 
 
 def wait_for_problems(client: httpx.Client, are_expected: Callable[[dict[str, str | None]], bool]) -> httpx.Response:
-    give_up_at = time.monotonic() + 30
-    while True:
+    def find() -> httpx.Response | None:
         response = client.get("/health/ready")
-        if are_expected(problems_of(response)):
-            return response
-        assert time.monotonic() < give_up_at, response.text
-        time.sleep(0.1)
+        return response if are_expected(problems_of(response)) else None
+
+    found = wait_until(find, lambda: client.get("/health/ready").text, 30, pause_s=0.1)
+    assert found is not None
+    return found
 
 
 @pytest.fixture
@@ -91,7 +92,7 @@ def test_no_worker_is_named_though_all_servers_are_there(servers: Servers, valke
         wait_until_alive(client)
         response = wait_for_problems(client, lambda problems: problems["subscription"] is None)
         assert response.status_code == 503
-        assert response.json()["error"] == "Not ready: no worker carried out an empty batch within 2 s"
+        assert response.json()["error"] == "Not ready: no worker carried out an empty group within 2 s"
 
 
 def test_many_probes_at_once_share_one_round_trip(breakable: System, valkey: EmbeddedValkey) -> None:
@@ -107,12 +108,6 @@ def count_calls(redis: Any, command: str) -> int:
 
 
 def wait_until_alive(client: httpx.Client) -> None:
-    give_up_at = time.monotonic() + 30
-    while True:
-        try:
-            client.get("/health/live")
-        except httpx.TransportError:
-            assert time.monotonic() < give_up_at
-            time.sleep(0.1)
-        else:
-            return
+    wait_until(
+        lambda: client.get("/health/live") is not None, timeout_s=30, passing=(httpx.TransportError,), pause_s=0.1
+    )

@@ -4,21 +4,22 @@ import pytest
 from litestar import Response, get
 from litestar.testing import create_test_client
 
-from api.web.browser_headers import AnyRequest, browser_headers, local_path, page, redirect
+from api.web.browser_headers import browser_headers, local_path, page, redirect
+from api.web.request import HttpRequest
 
 
 @get("/page")
-async def show_page(request: AnyRequest) -> Response[str]:
+async def show_page(request: HttpRequest) -> Response[str]:
     return page(request, "<p>hello</p>", 404, headers={"X-Own": "kept"})
 
 
 @get("/away")
-async def lead_away(request: AnyRequest) -> Response[str]:
+async def lead_away(request: HttpRequest) -> Response[str]:
     return redirect(request, request.query_params["next"])
 
 
 @get("/shared")
-async def show_shared(request: AnyRequest) -> Response[str]:
+async def show_shared(request: HttpRequest) -> Response[str]:
     return Response("", headers=browser_headers(request, cache="public, max-age=60"))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from api.local.servers import EmbeddedValkey
+from api.local.valkey import EmbeddedValkey
 from tests.servers import Account, Servers, System, open_account, run_system
 
 RATE_PER_S = 2

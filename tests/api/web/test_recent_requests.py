@@ -11,7 +11,7 @@ import msgspec
 import pytest
 import redis
 
-from api.local.servers import EmbeddedValkey
+from api.local.valkey import EmbeddedValkey
 from api.web.recent_requests import SHOWN_MAX, RecentRequest, RecentRequests
 from api.web.request_log import RequestNote
 from core.settings.loader import Settings, load_settings

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import uvicorn
-from litestar import Litestar, Request, post
+from litestar import Litestar, post
 
 from api.web.protocol import HTTPProtocol
+from api.web.request import HttpRequest
 from api.web.request_body import read_body
 
 HEAD = b"POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 5\r\n\r\n"
@@ -24,7 +25,7 @@ def answers() -> list[int]:
 @pytest.fixture
 def address(answers: list[int]) -> Iterator[tuple[str, int]]:
     @post("/")
-    async def echo(request: Request[Any, Any, Any]) -> bytes:
+    async def echo(request: HttpRequest) -> bytes:
         return await read_body(request, 0.3)
 
     async def note_status(scope: Any, receive: Any, send: Any) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import time
-from collections.abc import Callable
 from typing import Any
 from uuid import uuid4
 
@@ -10,8 +9,9 @@ import httpx
 import pytest
 import sqlalchemy as sa
 
-from api.local.servers import EmbeddedValkey
+from api.local.valkey import EmbeddedValkey
 from core.credentials import email_digest
+from tests.polling import wait_until
 from tests.servers import HASH_SECRET, Account, Parts, Servers, System, open_account, run_system
 from workers.app import NAMES_HEADER
 from workers.broker.consumer import names_in
@@ -36,11 +36,8 @@ def find_lines(system: System, request_id: str, *, count: int = 1, timeout_s: fl
             if line.get("request_id") == request_id or request_id in line.get("request_ids", [])
         ]
 
-    give_up_at = time.monotonic() + timeout_s
-    while len(found := find()) < count:
-        assert time.monotonic() < give_up_at, found
-        time.sleep(0.05)
-    return found
+    wait_until(lambda: len(find()) >= count, find, timeout_s)
+    return find()
 
 
 def pay(client: httpx.Client, account: Account, request_id: str | None, **body: Any) -> httpx.Response:
@@ -177,7 +174,9 @@ def test_a_worker_that_cannot_open_a_message_names_what_was_in_it(servers: Serve
     parts = Parts(variables={"worker": other_secret}, is_waited_for=False)
     with run_system(servers, parts, redis_url=valkey.url, reply_timeout_s="4") as system, system.client() as client:
         account = open_account(system.database)
-        wait_for_answer(lambda: client.get("/health/live").status_code)
+        wait_until(
+            lambda: client.get("/health/live").status_code, timeout_s=30, passing=(httpx.TransportError,), pause_s=0.1
+        )
         request_id = f"unread-{uuid4()}"
         assert pay(client, account, request_id).status_code == 500
         time.sleep(0.5)
@@ -216,15 +215,3 @@ def test_the_request_log_can_be_switched_off(servers: Servers) -> None:
         assert pay(client, account, "quiet-1").headers["x-request-id"] == "quiet-1"
         time.sleep(0.3)
         assert "quiet-1" not in system.logs()
-
-
-def wait_for_answer(ask: Callable[[], object], timeout_s: float = 30) -> None:
-    give_up_at = time.monotonic() + timeout_s
-    while True:
-        try:
-            ask()
-        except httpx.TransportError:
-            assert time.monotonic() < give_up_at
-            time.sleep(0.1)
-        else:
-            return

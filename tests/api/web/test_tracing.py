@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -15,8 +15,9 @@ import pytest
 import sqlalchemy as sa
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from api.local.servers import EmbeddedValkey
+from api.local.valkey import EmbeddedValkey
 from core.tracing import is_asked_for
+from tests.polling import wait_until
 from tests.servers import HASH_SECRET, ROOT, Parts, Servers, System, open_account, run_system, run_valkey
 
 EMAIL = "somebody.private@example.com"
@@ -84,14 +85,6 @@ def traced(servers: Servers, collector: Collector) -> Iterator[System]:
         yield system
 
 
-def wait_for(find: Callable[[], Any], timeout_s: float = 20) -> Any:
-    give_up_at = time.monotonic() + timeout_s
-    while not (found := find()):
-        assert time.monotonic() < give_up_at
-        time.sleep(0.1)
-    return found
-
-
 def test_one_trace_spans_request_task_and_statement(traced: System, collector: Collector) -> None:
     account = open_account(traced.database)
     with traced.client(headers=account.headers | {"traceparent": PARENT}) as client:
@@ -103,7 +96,7 @@ def test_one_trace_spans_request_task_and_statement(traced: System, collector: C
         names = {span.name for _, span in spans}
         return spans if {"POST /payout/create", "run/payouts.allocate", "group"} <= names else []
 
-    spans = wait_for(find)
+    spans = wait_until(find)
     by_id = {span.span_id: (service, span) for service, span in spans}
     statements = [
         (service, span)
@@ -138,12 +131,12 @@ def test_a_group_links_to_the_calls_that_it_carries(traced: System, collector: C
     def find() -> list[Any]:
         return [span for _, span in collector.spans() if span.name == "group" and span.links]
 
-    group = wait_for(find)[0]
+    group = wait_until(find)[0]
     (size,) = [each.value.int_value for each in group.attributes if each.key == "payouts.allocations"]
     assert len(group.links) == min(size, 20) - 1
     linked = {link.trace_id for link in group.links}
     assert group.trace_id not in linked
-    wait_for(lambda: linked <= {span.trace_id for _, span in collector.spans() if span.name == "POST /payout/create"})
+    wait_until(lambda: linked <= {span.trace_id for _, span in collector.spans() if span.name == "POST /payout/create"})
 
 
 def test_spans_hold_no_parameter_no_email_and_no_key(traced: System, collector: Collector) -> None:
@@ -161,7 +154,7 @@ def test_spans_hold_no_parameter_no_email_and_no_key(traced: System, collector: 
             client.get(f"/payout/users?email={secret}")
             client.get(f"/{secret}")
             client.get("/payout/user", headers={"X-Payout-Hash": hash_})
-    wait_for(lambda: any("users" in span.name for _, span in collector.spans()))
+    wait_until(lambda: any("users" in span.name for _, span in collector.spans()))
     time.sleep(1)
     seen = b"".join(collector.bodies[before:])
     assert b"SELECT" in seen
@@ -185,7 +178,7 @@ def test_what_sqlalchemy_executes_is_traced_too(traced: System, collector: Colle
             if service == "payouts-web" and each.key == "db.statement" and span.name != "connect"
         }
 
-    assert any(statement.startswith(("SELECT", "INSERT", "UPDATE")) for statement in wait_for(find))
+    assert any(statement.startswith(("SELECT", "INSERT", "UPDATE")) for statement in wait_until(find))
 
 
 def test_a_payout_batch_is_traced_to_its_task(traced: System, collector: Collector) -> None:
@@ -195,7 +188,7 @@ def test_a_payout_batch_is_traced_to_its_task(traced: System, collector: Collect
     parent = {"traceparent": f"00-{trace_id}-{'2' * 16}-01"}
     with traced.client(headers=account.headers | parent) as client:
         assert client.post("/payout/batches", json=rows).status_code == 202
-    wait_for(
+    wait_until(
         lambda: (
             {"POST /payout/batches", "run/payouts.pay_batch_chunk"}
             <= {span.name for _, span in collector.of_trace(bytes.fromhex(trace_id))}

@@ -42,7 +42,7 @@ def browse(connection: Connection, account: Account, order: UserOrder, prefix: s
         prefix=prefix,
         order=order,
         limit=limit,
-        behind=found[-1] if found else None,
+        after=found[-1] if found else None,
     ):
         found += page
     return [user.email for user in found]

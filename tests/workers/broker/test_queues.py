@@ -8,7 +8,7 @@ import pytest
 from celery import Celery
 from redis import Redis
 
-from api.local.servers import EmbeddedValkey
+from api.local.valkey import EmbeddedValkey
 from core.ids import new_id
 from tests.workers.broker.test_transport import celery_on
 from workers.app import ALLOCATE_TASK, BATCHES_QUEUE, FIND_STALLED_TASK, QUEUE, send_chunk

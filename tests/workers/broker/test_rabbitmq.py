@@ -13,10 +13,11 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 
 from api.allocations.publisher import Publisher
-from api.local.servers import find_free_port
+from api.local.ports import find_free_port
 from core.messages import GroupCodec
 from core.settings.loader import load_settings
-from tests.chaos.cluster import PROCFILE, wait_until
+from tests.chaos.cluster import PROCFILE
+from tests.polling import wait_until
 from tests.rabbitmq import RabbitMQ, needs_rabbitmq, run_rabbitmq
 from tests.servers import Servers, System, open_account, run_system, verify_books
 from tests.tls import Authority, forward, make_authority

@@ -18,7 +18,7 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 from redis import Redis, RedisError
 
-from api.local.servers import EmbeddedValkey
+from api.local.valkey import EmbeddedValkey
 from api.web.rate_limit import RateLimiter
 from core.settings.loader import Settings, load_settings
 from tests.chaos.cluster import PROCFILE

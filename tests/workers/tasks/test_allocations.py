@@ -13,7 +13,8 @@ import sqlalchemy as sa
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from api.local.servers import EmbeddedValkey, find_free_port
+from api.local.ports import find_free_port
+from api.local.valkey import EmbeddedValkey
 from core.database.connection import Database
 from core.ids import new_id
 from core.messages import Allocation, GroupCodec, Outcome

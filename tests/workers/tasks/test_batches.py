@@ -22,7 +22,8 @@ from kombu.exceptions import OperationalError
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from api.local.servers import EmbeddedValkey, find_free_port
+from api.local.ports import find_free_port
+from api.local.valkey import EmbeddedValkey
 from core.batches.payout_batch import BatchStatus, PayoutBatch
 from core.database.connection import Database
 from core.ids import IdKind, format_id
@@ -39,6 +40,7 @@ from tests.core.batch_builders import (
     read_progress,
     switch_payouts,
 )
+from tests.polling import wait_until
 from tests.servers import HASH_SECRET, ROOT, Account, Servers, System, open_account
 from workers.app import BATCHES_QUEUE, FIND_STALLED_TASK, PAY_CHUNK_TASK, create_celery, send_chunk
 from workers.locks import BusinessLocks, lock_key
@@ -163,12 +165,8 @@ def slow_chunks(database: Database, seconds: float) -> Iterator[None]:
 
 
 def wait_until_finished(database: Database, batch: PayoutBatch) -> PayoutBatch:
-    give_up_at = time.monotonic() + WAIT_S
-    while (found := read_batch(database, batch)).finished_at is None:
-        if time.monotonic() > give_up_at:
-            raise TimeoutError(found)
-        time.sleep(0.02)
-    return found
+    wait_until(lambda: read_batch(database, batch).finished_at, lambda: read_batch(database, batch), WAIT_S)
+    return read_batch(database, batch)
 
 
 # One task
@@ -380,10 +378,7 @@ def test_where_a_killed_worker_stopped_the_next_one_goes_on(
     batch = accept(database, payer, make_rows(*[1] * (8 * CHUNK_ROWS), emails=50))
     with slow_chunks(database, 0.1), run_worker(environment) as victim:
         send_chunk(celery, payer.business.id, batch.id, 0)
-        give_up_at = time.monotonic() + WAIT_S
-        while read_batch(database, batch).processed == 0:
-            assert time.monotonic() < give_up_at
-            time.sleep(0.005)
+        wait_until(lambda: read_batch(database, batch).processed, timeout_s=WAIT_S, pause_s=0.005)
         victim.kill()
         victim.wait()
     stopped = read_batch(database, batch)

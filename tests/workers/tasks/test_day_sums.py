@@ -1,6 +1,5 @@
 """The task that keeps the sums by day: every business gets its turn, and a broken step is tried again."""
 
-import time
 from datetime import date
 
 import pytest
@@ -11,6 +10,7 @@ from core.database.connection import Database
 from core.settings.loader import load_settings
 from tests.core.builders import allocate, allocation_of
 from tests.core.ledger.test_day_sums import count_kept, read_plain_sums, read_sums
+from tests.polling import wait_until
 from tests.servers import Account, System, open_account, verify_books
 from workers.app import BATCHES_QUEUE, SUM_DAYS_TASK, create_celery
 from workers.tasks.day_sums import DaySummer
@@ -35,11 +35,12 @@ def test_the_queue_keeps_the_sums_of_every_business(system: System, celery: Cele
     for number, account in enumerate(accounts):
         allocate(system.database, *[allocation_of(account, f"{each}@example.com") for each in range(number + 1)])
     celery.send_task(SUM_DAYS_TASK, queue=BATCHES_QUEUE, ignore_result=True)
-    give_up_at = time.monotonic() + 60
     expected = [2 + number for number in range(3)]
-    while [count_kept(system.database, account.business.id) for account in accounts] != expected:
-        assert time.monotonic() < give_up_at
-        time.sleep(0.1)
+    wait_until(
+        lambda: [count_kept(system.database, account.business.id) for account in accounts] == expected,
+        timeout_s=60,
+        pause_s=0.1,
+    )
     assert verify_books(system.database).balanced
 
 

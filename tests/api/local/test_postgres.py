@@ -1,8 +1,4 @@
-"""The servers from the wheels, after a clean stop and after everything that can go wrong with one.
-
-Run by root, PostgreSQL runs as the user `pgserver`; run by anyone else, as that user. The tests hold for both,
-and root also tries it as `nobody`.
-"""
+"""PostgreSQL from its wheel: whatever became of its files and processes, it starts, and the data are there."""
 
 import os
 import re
@@ -11,26 +7,23 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
-import redis
 import sqlalchemy as sa
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
-from api.local.servers import EmbeddedPostgres, EmbeddedServerError, EmbeddedValkey, find_free_port
+from api.local.postgres import EmbeddedPostgres
+from api.local.wheels import EmbeddedServerError
 from core.database.connection import Database
+from tests.polling import wait_until
 from tests.servers import ROOT
 
-LINUX_LOWEST_OUTGOING_PORT = 32_768
 START = """
 import sys
 from pathlib import Path
-from api.local.servers import EmbeddedPostgres
+from api.local.postgres import EmbeddedPostgres
 print(EmbeddedPostgres(Path(sys.argv[1])).start())
 """
 
@@ -77,10 +70,7 @@ def is_postgres(pid: int) -> bool:
 
 
 def wait_until_ended(pid: int) -> None:
-    give_up_at = time.monotonic() + 30
-    while is_postgres(pid):
-        assert time.monotonic() < give_up_at
-        time.sleep(0.02)
+    wait_until(lambda: not is_postgres(pid), f"{pid} ends", 30)
 
 
 def execute(url: str, statement: str) -> list[tuple[object, ...]]:
@@ -217,7 +207,11 @@ def test_ordinary_user_runs_it_as_itself(home: Path) -> None:
     os.chown(home, nobody, nobody)
     try:
         subprocess.run(
-            [sys.executable, "-c", "import api.local.servers"], user=nobody, group=nobody, cwd=ROOT, check=True
+            [sys.executable, "-c", "import api.local.postgres, api.local.valkey"],
+            user=nobody,
+            group=nobody,
+            cwd=ROOT,
+            check=True,
         )
     except (PermissionError, subprocess.CalledProcessError):
         pytest.skip("this Python cannot be run by others")
@@ -231,53 +225,3 @@ def test_ordinary_user_runs_it_as_itself(home: Path) -> None:
 def test_root_runs_it_as_another_user(home: Path) -> None:
     start(home / "postgres")
     assert psutil.Process(pid_in(home / "postgres" / "postmaster.pid")).username() == "pgserver"
-
-
-def test_valkey_serves_with_its_password(valkey: EmbeddedValkey) -> None:
-    with redis.Redis.from_url(valkey.url) as client:
-        assert client.ping()
-
-
-@pytest.mark.parametrize("password", [None, "wrong"])
-def test_valkey_refuses_others(valkey: EmbeddedValkey, password: str | None) -> None:
-    with (
-        redis.Redis(port=valkey.port, password=password, retry=Retry(NoBackoff(), 0)) as client,
-        pytest.raises(redis.exceptions.AuthenticationError),
-    ):
-        client.get("anything")
-
-
-def test_valkey_keeps_its_password_off_the_command_line(valkey: EmbeddedValkey) -> None:
-    password = valkey.url.split(":")[2].split("@")[0]
-    assert password not in " ".join(psutil.Process(valkey.pid).cmdline())
-
-
-def test_valkey_is_gone_after_stop() -> None:
-    server = EmbeddedValkey()
-    server.start()
-    pid = server.pid
-    server.stop()
-    assert not psutil.pid_exists(pid)
-    server.stop()
-
-
-def test_valkey_on_a_taken_port_is_refused(valkey: EmbeddedValkey) -> None:
-    other = EmbeddedValkey(port=valkey.port)
-    with pytest.raises(EmbeddedServerError, match=str(valkey.port)):
-        other.start()
-    other.stop()
-
-
-def test_free_port_can_be_listened_on() -> None:
-    server = EmbeddedValkey(port=find_free_port())
-    server.start()
-    server.stop()
-
-
-def test_free_ports_are_all_different_and_none_that_a_connection_may_get() -> None:
-    lowest, _ = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
-    if int(lowest) < LINUX_LOWEST_OUTGOING_PORT:
-        pytest.skip("this machine gives other ports to connections than Linux does by itself")
-    ports = [find_free_port() for _ in range(500)]
-    assert len(set(ports)) == len(ports)
-    assert max(ports) < LINUX_LOWEST_OUTGOING_PORT

