@@ -4,7 +4,7 @@ from uuid import UUID
 
 import sqlalchemy as sa
 
-from core.batches import acceptance, payment, reading
+from core.batches import acceptance, payment, reading, release
 from core.batches.acceptance import Accepted, Submission
 from core.batches.payout_batch import BatchRow, BatchStatus, PayoutBatch
 from core.database.connection import Database
@@ -46,6 +46,25 @@ def try_to_accept(
 
 
 def accept(database: Database, account: Account, rows: list[BatchRow], key: str | None = None) -> PayoutBatch:
+    """Accept a batch and release it, as the API does before it answers 202."""
+    released = release_batch(database, accept_unreleased(database, account, rows, key))
+    assert released is not None
+    return released
+
+
+def release_batch(database: Database, batch: PayoutBatch) -> PayoutBatch | None:
+    with database.transaction() as connection:
+        return release.release(connection, batch.business_id, batch.id)
+
+
+def cancel_unreleased(database: Database, batch: PayoutBatch) -> PayoutBatch | None:
+    with database.transaction() as connection:
+        return release.cancel_unreleased(connection, batch.business_id, batch.id)
+
+
+def accept_unreleased(
+    database: Database, account: Account, rows: list[BatchRow], key: str | None = None
+) -> PayoutBatch:
     accepted = try_to_accept(database, account, rows, key)
     assert isinstance(accepted, Accepted), accepted
     assert not accepted.is_replay
