@@ -1,13 +1,14 @@
 """The periodic task that finishes what is in doubt while no API process runs."""
 
+import redis
 import sqlalchemy as sa
 
 from core.batches.payout_batch import BatchStatus
 from core.database.connection import Database
-from core.in_doubt.records import Doubt, InDoubt
+from core.in_doubt.records import Doubt, InDoubt, RecordCodec
 from core.settings.loader import load_settings
 from tests.core.batch_builders import accept, accept_unreleased, make_rows, read_balances, read_progress
-from tests.core.builders import allocate, allocation_of, read_payout_balance
+from tests.core.builders import HASH_SECRET, allocate, allocation_of, read_payout_balance
 from tests.servers import Account, System, open_account
 from workers.app import BATCHES_QUEUE, FINISH_IN_DOUBT_TASK, create_celery
 from workers.in_doubt import InDoubtRecords
@@ -51,9 +52,8 @@ def test_released_batch_is_left_alone(database: Database, records: InDoubtRecord
 def test_without_redis_no_batch_is_cancelled(database: Database, records: InDoubtRecords) -> None:
     payer = open_account(database)
     batch = accept_unreleased(database, payer, make_rows(1, 2, 4))
-    records._client.connection_pool.connection_kwargs["port"] = 1
-    records._client.close()
-    make_worker(database, records).work()
+    gone = InDoubtRecords(redis.Redis(port=1), records.files, RecordCodec(HASH_SECRET))
+    make_worker(database, gone).work()
     assert read_progress(database, batch) == (BatchStatus.QUEUED, 0, 0)
 
 
