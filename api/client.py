@@ -15,6 +15,7 @@ Errors, one for each that the HTTP contract documents:
     ├── NotFoundError                   404
     ├── RequestTooLargeError            413
     ├── IdempotencyKeyReusedError       422
+    ├── ReferenceReusedError            422
     └── GaveUpError                     nothing but passing errors until the last attempt:
         ├── TooManyRequestsError        429
         ├── ServerError                 500
@@ -92,6 +93,10 @@ class IdempotencyKeyReusedError(PayoutsError):
     """The idempotency key has paid another e-mail or amount before."""
 
 
+class ReferenceReusedError(PayoutsError):
+    """The reference names a payment of another e-mail or amount."""
+
+
 class GaveUpError(PayoutsError):
     """All attempts failed in a way that passes by itself."""
 
@@ -109,6 +114,7 @@ class NotReachedError(GaveUpError):
 
 
 _INSUFFICIENT_BALANCE = "Insufficient payout balance"
+_REFERENCE_REUSED = "Reference was already used with different parameters"
 _INTERNAL_ERROR = "Internal server error"
 _ERROR_BY_STATUS: dict[int, type[PayoutsError]] = {
     400: InvalidRequestError,
@@ -168,8 +174,13 @@ class Payouts:
             transport=transport,
         )
 
-    def create(self, email: str, amount: int, idempotency_key: str | None = None) -> str:
-        """Pay `amount` cents to whoever has this e-mail; return the payout user's hash.
+    def create(
+        self, email: str, amount: int, idempotency_key: str | None = None, *, reference: str | None = None
+    ) -> str:
+        """Pay `amount` cents to the person with this e-mail; return the payout user's hash.
+
+        `reference` is your own name for the payment, such as an order's number: it pays once, in this call, in another,
+        or in a row of a payout batch.
 
         Without an idempotency key one is made for this call, so that its own attempts pay once. Give one of yours,
         such as an order's number, where the call may be made again after a crash of your own.
@@ -183,7 +194,8 @@ class Payouts:
             text = "idempotency_key must be 1 to 255 visible ASCII characters"
             raise ValueError(text)
         # ASCII, so that any text can be sent, also one that is no e-mail.
-        body = json.dumps({"email": email, "amount": amount}).encode()
+        named = {} if reference is None else {"reference": reference}
+        body = json.dumps({"email": email, "amount": amount, **named}).encode()
         (hash_,) = self._call("POST", "/payout/create", {"hash": str}, key, content=body)
         return str(hash_)
 
@@ -273,6 +285,8 @@ def _make_error(response: httpx.Response, answer: dict[str, Any]) -> PayoutsErro
         kind = NotReachedError
     elif status_code == 400 and said == _INSUFFICIENT_BALANCE:
         kind = InsufficientBalanceError
+    elif status_code == 422 and said == _REFERENCE_REUSED:
+        kind = ReferenceReusedError
     elif status_code == 400 and said is None and all(map(_are_texts, answer.values())) and answer:
         errors = answer
         text = " ".join(text for texts in errors.values() for text in texts) or text

@@ -40,6 +40,15 @@ def set_payouts_enabled(connection: Connection, actor: Actor, business_id: UUID,
     return changed
 
 
+def set_requires_keys(connection: Connection, actor: Actor, business_id: UUID, *, required: bool) -> Business:
+    """Require an idempotency key or a reference with every payment, or not. What is so already is no change."""
+    before = businesses.get_business(connection, business_id)
+    changed = businesses.set_requires_keys(connection, business_id, required=required)
+    if before.requires_keys != required:
+        record(connection, business_id, actor, Action.KEYS_REQUIRED if required else Action.KEYS_NOT_REQUIRED)
+    return changed
+
+
 def fund_business(connection: Connection, actor: Actor, business_id: UUID, amount_cents: int) -> Business:
     """Add cents from outside to the payout balance."""
     changed = businesses.fund_business(connection, business_id, amount_cents)

@@ -26,7 +26,8 @@ class Allocation(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     `id` is minted by the API and becomes the history row's key. `email` is normalised. `deadline_us` is
     microseconds since 1970 by the database's clock; nothing is written after it. `request_id` is the caller's
-    `X-Request-Id`, for logs; empty where we made it: then it is `id` in hex.
+    `X-Request-Id`, for logs; empty where we made it: then it is `id` in hex. `reference` is the business's own name
+    for the payment, which pays once.
     """
 
     id: UUID
@@ -37,6 +38,7 @@ class Allocation(msgspec.Struct, frozen=True, array_like=True, gc=False):
     deadline_us: int
     idempotency_key: str | None = None
     request_id: str = ""
+    reference: str | None = None
 
     def __repr__(self) -> str:
         """Name the allocation, and nothing of what is in it: libraries log what they call."""
@@ -58,11 +60,15 @@ class Outcome(StrEnum):
     UNAUTHORIZED = "unauthorized"
     """The API key is revoked, or the key or its business does not exist (any more)."""
     REPLAYED = "replayed"
-    """An earlier allocation with this idempotency key, e-mail and amount was committed."""
+    """An earlier payment with this idempotency key or reference, e-mail and amount was committed or accepted."""
     IDEMPOTENCY_KEY_REUSED = "idempotency_key_reused"
     """An earlier allocation with this idempotency key had another e-mail or amount."""
+    REFERENCE_REUSED = "reference_reused"
+    """An earlier payment with this reference had another e-mail or amount."""
     PAYOUTS_DISABLED = "payouts_disabled"
     """The business has payouts switched off."""
+    IDEMPOTENCY_KEY_REQUIRED = "idempotency_key_required"
+    """The business asks for a key or a reference, and the call has neither."""
     INSUFFICIENT_BALANCE = "insufficient_balance"
     """The payout balance is smaller than the amount."""
     FAILED = "failed"
@@ -74,6 +80,8 @@ class MessageError(Exception):
 
 
 _VERSION = "1"
+_VERSION_WITH_REFERENCES = "2"
+"""Of groups with a reference: workers of an earlier release would pay it and forget the reference; they drop these."""
 _NONCE_BYTES = 12
 _encoder = msgspec.msgpack.Encoder(uuid_format="bytes")
 _decoder = msgspec.msgpack.Decoder(list[Allocation])
@@ -87,9 +95,11 @@ class GroupCodec:
 
     def seal(self, allocations: Sequence[Allocation]) -> str:
         """Encode and encrypt a group."""
+        has_references = any(allocation.reference is not None for allocation in allocations)
+        version = _VERSION_WITH_REFERENCES if has_references else _VERSION
         nonce = os.urandom(_NONCE_BYTES)
-        sealed = self._cipher.encrypt(nonce, _encoder.encode(allocations), _VERSION.encode())
-        return f"{_VERSION}:{base64.b64encode(nonce + sealed).decode()}"
+        sealed = self._cipher.encrypt(nonce, _encoder.encode(allocations), version.encode())
+        return f"{version}:{base64.b64encode(nonce + sealed).decode()}"
 
     def open(self, message: object) -> list[Allocation]:
         """Decrypt and decode a group.
@@ -102,12 +112,12 @@ class GroupCodec:
             text = "the message is not text"
             raise MessageError(text)
         version, _, body = message.partition(":")
-        if version != _VERSION:
+        if version not in {_VERSION, _VERSION_WITH_REFERENCES}:
             text = "the message has an unknown version"
             raise MessageError(text)
         try:
             data = base64.b64decode(body, validate=True)
-            plain = self._cipher.decrypt(data[:_NONCE_BYTES], data[_NONCE_BYTES:], _VERSION.encode())
+            plain = self._cipher.decrypt(data[:_NONCE_BYTES], data[_NONCE_BYTES:], version.encode())
             return _decoder.decode(plain)
         except (binascii.Error, ValueError, InvalidTag, msgspec.DecodeError):
             text = "the message is damaged, or sealed with another PAYOUTS_HASH_SECRET"

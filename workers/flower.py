@@ -23,13 +23,8 @@ from tornado.web import RequestHandler
 
 from core.errors import UserError
 from core.logging.setup import Logs
-from core.settings.loader import (
-    Settings,
-    SettingsError,
-    load_settings,
-    variable_name,
-    warn_of_doubtful_variables,
-)
+from core.settings.loader import Settings, SettingsError, load_settings, warn_of_doubtful_variables
+from core.settings.variables import variable_name
 from workers.app import create_celery
 from workers.startup import wait_for_servers
 

@@ -8,7 +8,8 @@ from redis.exceptions import AuthenticationError
 
 from core.database.connection import Database
 from core.database.revision import find_schema_problem
-from core.settings.loader import Settings, variable_name
+from core.settings.loader import Settings
+from core.settings.variables import variable_name
 from core.startup import ServerNotReadyError, address_of, wait_until_ready
 
 

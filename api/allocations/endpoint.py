@@ -19,7 +19,7 @@ from api.web.idempotency import may_be_key, strip_key
 from api.web.rate_limit import RateLimiter
 from api.web.request_log import RequestNote, log_unexpected, note_of
 from api.web.responses import HEADERS_BY_SUCCESS, REFUSAL_BY_OUTCOME, Refusal
-from api.web.validation import FieldErrors, NotAnObject, PayoutRequest, parse_payout_request
+from api.web.validation import FieldErrors, NotAnObject, PayoutRequest, names_reference, parse_payout_request
 from core.credentials import payout_hash
 from core.database.connection import Database
 from core.ids import new_id
@@ -78,7 +78,8 @@ def make_create_payout(
         idempotency_key = strip_key(read_header(headers, b"idempotency-key"))
         if not isinstance(parsed, PayoutRequest) or not may_be_key(idempotency_key):
             # Key and settings come first, and nothing reads them in a transaction for a bad request.
-            look_up = asyncio.to_thread(find_refusal, database, identity)
+            has_name = idempotency_key is not None or names_reference(body)
+            look_up = asyncio.to_thread(find_refusal, database, identity, has_name=has_name)
             standing = await asyncio.wait_for(look_up, look_up_timeout_s)
             if standing is not None:
                 return standing
@@ -96,6 +97,7 @@ def make_create_payout(
             deadline_us=dispatcher.deadline_us(),
             idempotency_key=idempotency_key,
             request_id="" if note.own_id else note.id,
+            reference=parsed.reference,
         )
         note.allocation_id = allocation.id
         try:

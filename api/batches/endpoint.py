@@ -12,7 +12,7 @@ from api.batches.intake import BatchIntake
 from api.batches.rows import find_format
 from api.resources import schemas
 from api.resources.pagination import Collection, Paginator
-from api.resources.query_parameters import Parameters, batches_cursor, results_cursor
+from api.resources.query_parameters import PAGE, Parameters, batches_cursor, results_cursor
 from api.web import responses
 from api.web.business_request import BusinessRequests
 from api.web.errors import TooManyWaitingError
@@ -51,7 +51,7 @@ def batch_routes(
 
     @get(RESULTS_PATH)
     async def list_results(request: HttpRequest, batch_id: str) -> HttpResponse:
-        parameters = Parameters.from_query(request.query_params.multi_items())
+        parameters = Parameters.from_query(request.query_params.multi_items(), PAGE)
         after, limit = parameters.results_cursor(), parameters.limit()
         collection = result_collection(batch_id, hash_secret)
         return await paginator.answer(request, parameters.errors, collection, after, limit)
@@ -60,7 +60,7 @@ def batch_routes(
 
 
 async def _list(request: HttpRequest, paginator: Paginator) -> HttpResponse:
-    parameters = Parameters.from_query(request.query_params.multi_items())
+    parameters = Parameters.from_query(request.query_params.multi_items(), PAGE)
     after, limit = parameters.batches_cursor(), parameters.limit()
     return await paginator.answer(request, parameters.errors, _BATCHES, after, limit)
 
@@ -95,7 +95,17 @@ _BATCHES: Collection[PayoutBatch, UUID] = Collection(
     position_of=lambda batch: batch.id,
     write_cursor=batches_cursor,
     document=schemas.Batch.of,
-    csv_columns=("id", "status", "total", "processed", "amount_cents", "amount_dollars", "created_at", "finished_at"),
+    csv_columns=(
+        "id",
+        "status",
+        "total",
+        "processed",
+        "amount_cents",
+        "amount_dollars",
+        "created_at",
+        "finished_at",
+        "already_paid",
+    ),
     csv_row=lambda batch: (
         format_id(IdKind.BATCH, batch.id),
         batch.status,
@@ -105,6 +115,7 @@ _BATCHES: Collection[PayoutBatch, UUID] = Collection(
         format_decimal(batch.amount),
         batch.created_at,
         batch.finished_at,
+        batch.already_paid,
     ),
 )
 
@@ -120,7 +131,7 @@ def result_collection(batch_id: str, hash_secret: bytes | None) -> Collection[Ba
 
     def document(row: BatchResult) -> schemas.BatchRow:
         hash_ = None
-        if hash_secret is not None and row.outcome is RowOutcome.ALLOCATED:
+        if hash_secret is not None and row.outcome in {RowOutcome.ALLOCATED, RowOutcome.ALREADY_PAID}:
             hash_ = payout_hash(hash_secret, row.business_id, row.email)
         return schemas.BatchRow.of(row, hash_)
 

@@ -11,7 +11,7 @@ from sqlalchemy import Connection
 
 from api.batches.attempt import Attempt, carry_out
 from api.batches.releasing import AGAIN_AFTER_S, FIND_OUT_WITHIN_S, BatchReleaser
-from api.batches.rows import BatchFormat, parse_rows
+from api.batches.rows import ROWS_REPORTED_MAX, BatchFormat, parse_rows
 from api.web import responses
 from api.web.authentication import Identity, find_refusal
 from api.web.errors import TooManyWaitingError
@@ -20,7 +20,7 @@ from api.web.responses import REFUSAL_BY_OUTCOME, Refusal
 from api.web.validation import FieldErrors, NotAnObject
 from core import metrics
 from core.batches import acceptance, reading
-from core.batches.acceptance import Accepted, Submission
+from core.batches.acceptance import Accepted, ReferencesReused, ReferencesTakenError, Sorting, Submission
 from core.batches.payout_batch import PayoutBatch
 from core.database.connection import DATABASE_ERRORS, Database
 from core.ids import new_id
@@ -37,7 +37,7 @@ TIMEOUT_S = 60.0
 class _NotAcceptedError(Exception):
     """Rolls back what was loaded; carries the answer."""
 
-    def __init__(self, answer: Accepted | Outcome) -> None:
+    def __init__(self, answer: acceptance.Answer) -> None:
         super().__init__()
         self.answer = answer
 
@@ -89,7 +89,7 @@ class BatchIntake:
 
     async def accept_submission(
         self, submission: Submission, record: Callable[[Connection, PayoutBatch], None]
-    ) -> Accepted | Refusal:
+    ) -> Accepted | Refusal | ReferencesReused:
         """Accept rows that were checked, or say why not; `record` writes who did it, in the same transaction.
 
         Raises:
@@ -119,7 +119,7 @@ class BatchIntake:
         attempt: Attempt,
     ) -> Accepted | Refusal | FieldErrors:
         attempt.check_time()
-        refusal = find_refusal(self._database, identity)
+        refusal = find_refusal(self._database, identity, has_name=idempotency_key is not None)
         if refusal is responses.UNAUTHORIZED:
             return refusal
         if not may_be_key(idempotency_key):
@@ -128,21 +128,22 @@ class BatchIntake:
         if not isinstance(rows, list):
             return refusal or (responses.NOT_AN_OBJECT if isinstance(rows, NotAnObject) else rows)
         submission = Submission.of(identity.business_id, identity.api_key_id, rows, idempotency_key)
-        return self._accept_submission(submission, attempt, lambda *_: None)
+        accepted = self._accept_submission(submission, attempt, lambda *_: None)
+        return _explain_references(accepted.rows) if isinstance(accepted, ReferencesReused) else accepted
 
     def _accept_submission(
         self, submission: Submission, attempt: Attempt, record: Callable[[Connection, PayoutBatch], None]
-    ) -> Accepted | Refusal:
+    ) -> Accepted | Refusal | ReferencesReused:
         attempt.check_time()
-        answer = self._database.read(lambda connection: acceptance.find_obstacle(connection, submission))
-        if answer is None:
-            answer = self._load(submission, attempt.check_time, record)
+        found = self._database.read(lambda connection: acceptance.sort_rows(connection, submission))
+        answer = self._load(submission, found, attempt.check_time, record) if isinstance(found, Sorting) else found
         if isinstance(answer, Outcome):
             return REFUSAL_BY_OUTCOME[answer]
-        answer = self._release(answer, attempt)
-        if not answer.is_replay:
-            metrics.PAYOUT_BATCHES_ACCEPTED.inc()
-            metrics.PAYOUT_BATCH_ROWS_ACCEPTED.inc(answer.batch.total)
+        if isinstance(answer, Accepted):
+            answer = self._release(answer, attempt)
+            if not answer.is_replay:
+                metrics.PAYOUT_BATCHES_ACCEPTED.inc()
+                metrics.PAYOUT_BATCH_ROWS_ACCEPTED.inc(answer.batch.total - answer.batch.already_paid)
         return answer
 
     def _release(self, accepted: Accepted, attempt: Attempt) -> Accepted:
@@ -157,13 +158,25 @@ class BatchIntake:
         return Accepted(self._releaser.release(batch), is_replay=accepted.is_replay)
 
     def _load(
-        self, submission: Submission, check_time: Callable[[], None], record: Callable[[Connection, PayoutBatch], None]
-    ) -> Accepted | Outcome:
+        self,
+        submission: Submission,
+        sorting: Sorting | None,
+        check_time: Callable[[], None],
+        record: Callable[[Connection, PayoutBatch], None],
+    ) -> acceptance.Answer:
+        """Load and accept; without a sorting, the rows are sorted behind the business's lock."""
         batch_id = new_id()
         try:
             with self._database.transaction() as connection:
-                acceptance.load_rows(connection, self._hash_secret, submission, batch_id)
-                answer = acceptance.accept(connection, submission, batch_id)
+                if sorting is None:
+                    lock_business(connection, submission.business_id)
+                    found = acceptance.sort_rows(connection, submission)
+                    if not isinstance(found, Sorting):
+                        raise _NotAcceptedError(found)
+                else:
+                    found = sorting
+                acceptance.load_rows(connection, self._hash_secret, submission, batch_id, found)
+                answer = acceptance.accept(connection, submission, batch_id, found)
                 if isinstance(answer, Outcome) or answer.is_replay:
                     raise _NotAcceptedError(answer)
                 record(connection, answer.batch)
@@ -171,6 +184,10 @@ class BatchIntake:
                 return answer
         except _NotAcceptedError as refused:
             return refused.answer
+        except ReferencesTakenError:
+            if sorting is None:
+                raise
+            return self._load(submission, None, check_time, record)
         except DATABASE_ERRORS as error:
             return self._find_out(submission, batch_id, error)
 
@@ -194,3 +211,8 @@ class BatchIntake:
                 if batch is None:
                     raise error
                 return Accepted(batch, is_replay=False)
+
+
+def _explain_references(rows: list[int]) -> FieldErrors:
+    names = [f"allocations.{row}.reference" for row in rows[:ROWS_REPORTED_MAX]]
+    return {name: [f"The {name} was already used for another payment."] for name in names}

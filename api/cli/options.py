@@ -27,9 +27,9 @@ from core.settings.loader import (
     load_database_url,
     load_settings,
     load_startup_timeout_s,
-    variable_name,
     warn_of_doubtful_variables,
 )
+from core.settings.variables import variable_name
 
 Document = dict[str, Any] | list[dict[str, Any]]
 _DATABASE_URL = variable_name("database_url")

@@ -40,7 +40,7 @@ from api.web.request_body import read_body
 from api.web.responses import INSUFFICIENT_BALANCE, PAYOUTS_DISABLED, HttpResponse, Refusal
 from core import admin_actions
 from core.batches import reading
-from core.batches.acceptance import Submission
+from core.batches.acceptance import ReferencesReused, Submission
 from core.batches.payout_batch import BODY_MAX_BYTES, ROWS_MAX, BatchRow, BatchStatus, PayoutBatch
 from core.batches.reading import BatchResult
 from core.ids import IdKind, format_id, new_id, parse_id
@@ -52,6 +52,7 @@ MISTAKES_SHOWN_MAX = 100
 
 _ROWS = 25
 _RESULT_ROWS = 50
+_ROWS_NAMED_MAX = 10
 _UPLOADS_AT_ONCE_MAX = 3
 _FILE_NAME_MAX_CHARACTERS = 100
 _UPLOAD = "/{business:str}/{mode:str}/batches/uploads/{upload_id:str}"
@@ -82,7 +83,7 @@ def batch_page_routes(
 
     @get("/{business:str}/{mode:str}/batches")
     async def list_batches(request: HttpRequest, business: str, mode: str) -> HttpResponse:
-        after = Parameters.from_query(request.query_params.multi_items()).batches_cursor()
+        after = Parameters(dict(request.query_params)).batches_cursor()
         return await pages.show(request, business, mode, lambda connection, visit: _list(connection, visit, after))
 
     @post(
@@ -100,7 +101,7 @@ def batch_page_routes(
 
     @get(_BATCH)
     async def show_batch(request: HttpRequest, business: str, mode: str, batch_id: str) -> HttpResponse:
-        after = Parameters.from_query(request.query_params.multi_items()).results_cursor()
+        after = Parameters(dict(request.query_params)).results_cursor()
         return await pages.show(
             request, business, mode, lambda connection, visit: _show(connection, visit, batch_id, after)
         )
@@ -193,8 +194,8 @@ class _Taking:
         key = f"dashboard-{upload.id.hex}"
         submission = await self._intake.run(lambda _: Submission.of(visit.business.id, None, upload.rows(), key))
         accepted = await self._intake.accept_submission(submission, record)
-        if isinstance(accepted, Refusal):
-            text = _TEXT_BY_REFUSAL.get(accepted.error, accepted.error)
+        if isinstance(accepted, Refusal | ReferencesReused):
+            text = _explain(accepted)
             refused = Redirect(f"{visit.base}/batches/uploads/{upload_id}", text, is_error=True)
             return await self._pages.answer(request, session, visit, refused)
         await self._remember(session, upload.become(accepted.batch.id))
@@ -250,6 +251,18 @@ class _Taking:
             await self._uploads.keep(session.account_id, self._uploads.seal(session.account_id, upload))
         except (RedisError, OSError) as error:
             logger.warning("an accepted upload was not noted: %s", type(error).__name__)
+
+
+def _explain(refused: Refusal | ReferencesReused) -> str:
+    if isinstance(refused, Refusal):
+        return _TEXT_BY_REFUSAL.get(refused.error, refused.error)
+    count = len(refused.rows)
+    named = ", ".join(f"{row + 1:,}" for row in refused.rows[:_ROWS_NAMED_MAX])
+    more = f" and {count - _ROWS_NAMED_MAX:,} more" if count > _ROWS_NAMED_MAX else ""
+    return (
+        f"Nothing was accepted: a reference names one payment, and those of the rows {named}{more} were used before "
+        "for another e-mail or amount."
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,8 @@ _ACTIONS: dict[str, str] = {
     Action.BUSINESS_FUNDS_ADDED: "Moved to the payout balance",
     Action.PAYOUTS_ENABLED: "Enabled payouts",
     Action.PAYOUTS_DISABLED: "Disabled payouts",
+    Action.KEYS_REQUIRED: "Required keys",
+    Action.KEYS_NOT_REQUIRED: "Stopped requiring keys",
     Action.LOW_BALANCE_THRESHOLD_SET: "Set the low-balance warning",
     Action.KEY_CREATED: "Created a key",
     Action.KEY_ROLLED: "Rolled a key",

@@ -60,6 +60,7 @@ def settings_routes(pages: Pages) -> list[HTTPRouteHandler]:
         show_settings,
         show_log,
         changing("payouts", "payouts", lambda _: _set_payouts),
+        changing("keys", "keys required", lambda _: _set_requires_keys),
         changing("funds", "funds", lambda _: _add_funds),
         changing("low-balance", "low balance", lambda _: _set_threshold),
         changing("members", "invite", _invite_at),
@@ -104,6 +105,20 @@ def _set_payouts(connection: Connection, visit: Visit, form: Form) -> Answer:
     is_enabled = wanted == "yes"
     admin_actions.set_payouts_enabled(connection, visit.actor(form), visit.business.id, enabled=is_enabled)
     text = "Payouts are enabled." if is_enabled else "Payouts are disabled: calls that pay are refused from now on."
+    return _done(visit, text)
+
+
+def _set_requires_keys(connection: Connection, visit: Visit, form: Form) -> Answer:
+    wanted = form.text("required")
+    if wanted not in {"yes", "no"}:
+        raise not_found()
+    is_required = wanted == "yes"
+    admin_actions.set_requires_keys(connection, visit.actor(form), visit.business.id, required=is_required)
+    text = (
+        "Keys are required: payments without an Idempotency-Key or a reference are refused from now on."
+        if is_required
+        else "Keys are not required any more."
+    )
     return _done(visit, text)
 
 

@@ -31,7 +31,7 @@ def user_routes(pages: Pages) -> list[HTTPRouteHandler]:
 
     @get("/{business:str}/{mode:str}/users/{user_id:str}")
     async def show_user(request: HttpRequest, business: str, mode: str, user_id: str) -> HttpResponse:
-        parameters = Parameters.from_query(request.query_params.multi_items())
+        parameters = Parameters(dict(request.query_params))
         after = parameters.history_cursor()
         return await pages.show(
             request, business, mode, lambda connection, visit: _show(connection, visit, user_id, after)

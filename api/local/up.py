@@ -27,10 +27,9 @@ from core.settings.loader import (
     load_settings,
     read_secret_files,
     setting_variables,
-    variable_name,
     warn_of_doubtful_variables,
 )
-from core.settings.replaced import PREFIX
+from core.settings.variables import PREFIX, variable_name
 from core.startup import WaitingEndedError
 
 PROCFILE = Path(__file__).resolve().parents[2] / "Procfile"
@@ -232,6 +231,7 @@ Payouts is ready: {base_url}
   curl -X POST {base_url}/payout/create \\
     -H 'Authorization: Bearer {demo_key}' \\
     -H 'Content-Type: application/json' \\
+    -H 'Idempotency-Key: order-1234' \\
     -d '{{"email": "user@example.com", "amount": 10000}}'
 
   Its dashboard: {base_url}/dashboard

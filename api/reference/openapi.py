@@ -24,7 +24,7 @@ from api.web.validation import AMOUNT_MIN, EMAIL_FORMAT, FieldErrors
 from core.batches.payout_batch import BODY_MAX_BYTES, REFERENCE_MAX_CHARACTERS, ROWS_MAX
 from core.emails import EMAIL_MAX_CHARACTERS
 from core.ledger.history import TransactionType
-from core.money import ALLOCATION_MAX_CENTS
+from core.money import ALLOCATION_MAX_CENTS, BALANCE_MAX_CENTS
 from core.parties.payout_users import UserStatus
 from core.version import VERSION
 
@@ -59,6 +59,7 @@ _TRANSACTION: _Json = {
     "reverses": None,
     "batch": None,
     "created_at": _TIME,
+    "reference": "order-1234",
 }
 _OWN_TRANSACTION: _Json = {
     "id": _TRANSACTION_ID,
@@ -79,6 +80,7 @@ _BATCH: _Json = {
     "created_at": _TIME,
     "updated_at": _TIME,
     "finished_at": None,
+    "already_paid": 0,
 }
 _BATCH_ROW: _Json = {
     "row": 0,
@@ -91,12 +93,15 @@ _BATCH_ROW: _Json = {
 }
 _REPLAYED: _Json = {
     "Idempotent-Replayed": {
-        "description": "`true` where a call with the same key had paid",
+        "description": "`true` where a call with the same key or reference had paid",
         "schema": {"const": "true"},
         "required": False,
     }
 }
-_LIMIT_ERROR: FieldErrors = {"limit": [f"The limit may not be greater than {LIMIT_MAX}."]}
+_LIMIT_ERROR: FieldErrors = {
+    "limit": [f"The limit may not be greater than {LIMIT_MAX}."],
+    "form": ["The form parameter is not known."],
+}
 
 _BY_KEY: list[_Json] = [{"apiKey": []}]
 _BY_HASH: list[_Json] = [
@@ -118,6 +123,14 @@ _AMOUNT: _Json = {
     "maximum": ALLOCATION_MAX_CENTS,
     "description": "cents",
     "examples": [10000],
+}
+_REFERENCE: _Json = {
+    "type": ["string", "null"],
+    "maxLength": REFERENCE_MAX_CHARACTERS,
+    "pattern": "^[^\\x00-\\x1f\\x7f-\\x9f]*$",
+    "description": "The business's own name for the payment, which pays once. White space around it is trimmed; an "
+    "empty one is none.",
+    "examples": ["order-1234"],
 }
 
 
@@ -178,11 +191,15 @@ def _create_payout() -> _Json:
         "operationId": "createPayout",
         "summary": "Create or update a payout user and allocate balance",
         "description": "Debits the business, credits the payout user and writes the history, in one transaction. "
-        "The same call twice pays twice, unless both carry the same `Idempotency-Key`.",
+        "The same call twice pays twice, unless both carry the same `Idempotency-Key` or the same `reference`.",
         "tags": ["Payouts"],
         "security": _BY_KEY,
         "parameters": [_idempotency_key("With the same key, e-mail and amount, calls pay once. Keys do not expire.")],
-        "requestBody": _body({"email": _EMAIL, "amount": _AMOUNT}, {"email": "user@example.com", "amount": 10000}),
+        "requestBody": _body(
+            {"email": _EMAIL, "amount": _AMOUNT, "reference": _REFERENCE},
+            {"email": "user@example.com", "amount": 10000, "reference": "order-1234"},
+            required=["email", "amount"],
+        ),
         "responses": _responses(
             201,
             schemas.Payout,
@@ -264,6 +281,10 @@ def _list_transactions() -> _Json:
             _query("user", _id_schema("usr"), "Only this payout user's."),
             _query("from", when, "At this time or later; a date begins at midnight in UTC."),
             _query("to", when, "Before this time; a date is included as a whole."),
+            _query("reference", _REFERENCE_FILTER, "Only payments with this reference."),
+            _query("idempotency_key", _KEY, "Only what calls with this idempotency key paid."),
+            _query("min_amount", _BOUND, "Only amounts of so much or more, in cents."),
+            _query("max_amount", _BOUND, "Only amounts of so much or less, in cents."),
             *_page_parameters(HISTORY_CURSOR_PATTERN),
         ],
         responses=_with_files(
@@ -288,7 +309,7 @@ def _create_batch() -> _Json:
         "properties": {
             "email": _EMAIL,
             "amount": _AMOUNT,
-            "reference": {"type": ["string", "null"], "maxLength": REFERENCE_MAX_CHARACTERS, "pattern": "^[^\\x00]*$"},
+            "reference": _REFERENCE,
         },
         "required": ["email", "amount"],
     }
@@ -311,7 +332,8 @@ def _create_batch() -> _Json:
         "Payout batches",
         description=f"Up to {ROWS_MAX} rows and {BODY_MAX_BYTES // 2**20} MiB. All rows are checked first; "
         "accepted means funded: the total is taken out of the payout balance at once, and the rows are paid in their "
-        "order. References must differ within a batch.",
+        "order. References must differ within a batch. A row whose reference was used before for the same e-mail and "
+        "amount is already paid: it is counted, and nothing is paid for it.",
         parameters=[_idempotency_key("With the same key and rows, calls pay once. Keys do not expire.")],
         body=body,
         responses=_responses(
@@ -320,6 +342,7 @@ def _create_batch() -> _Json:
             _BATCH,
             responses.NOT_AN_OBJECT,
             responses.IDEMPOTENCY_KEY_MALFORMED,
+            responses.IDEMPOTENCY_KEY_REQUIRED,
             responses.INSUFFICIENT_BALANCE,
             responses.UNAUTHORIZED,
             responses.PAYOUTS_DISABLED,
@@ -373,7 +396,7 @@ def _idempotency_key(description: str) -> _Json:
         "name": "Idempotency-Key",
         "in": "header",
         "required": False,
-        "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[\\x21-\\x7e]+$"},
+        "schema": _KEY,
         "description": description,
     }
 
@@ -534,6 +557,14 @@ def _page_parameters(cursor_pattern: str) -> list[_Json]:
     return [_query("limit", limit, "Rows of a page."), _query("cursor", cursor, "`next_cursor` of the page before.")]
 
 
+_KEY: _Json = {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[\\x21-\\x7e]+$"}
+_REFERENCE_FILTER: _Json = {
+    "type": "string",
+    "minLength": 1,
+    "maxLength": REFERENCE_MAX_CHARACTERS,
+    "description": "As it was given, without white space around it",
+}
+_BOUND: _Json = {"type": "integer", "minimum": 0, "maximum": BALANCE_MAX_CENTS}
 _USER_ID_PARAMETER = _path_parameter("user_id", "usr")
 
 

@@ -10,14 +10,14 @@ from sqlalchemy import Connection
 
 from api.resources import schemas
 from api.resources.pagination import make_page
-from api.resources.query_parameters import Parameters, history_cursor
+from api.resources.query_parameters import PAGE, Parameters, history_cursor
 from api.web import responses
 from api.web.business_request import DatabaseThreads
 from api.web.errors import TooManyWaitingError
 from api.web.request import HttpRequest
 from api.web.request_body import read_body
 from api.web.responses import HttpResponse
-from api.web.validation import NotAnObject, is_missing, parse_object
+from api.web.validation import Fields, NotAnObject, is_missing, parse_object
 from core.credentials import digest_of
 from core.ledger import history
 from core.ledger.history import Position, Selection, Transaction
@@ -41,7 +41,7 @@ def payout_hash_routes(threads: DatabaseThreads) -> list[HTTPRouteHandler]:
 
     @route(HISTORY_PATH, http_method=["GET", "POST"], status_code=200)
     async def read_own_history(request: HttpRequest) -> HttpResponse:
-        query = Parameters.from_query(request.query_params.multi_items())
+        query = Parameters.from_query(request.query_params.multi_items(), (FIELD, *PAGE))
         return await _answer(
             threads, request, lambda connection, user, fields: _read_history(connection, user, query.under(fields))
         )
@@ -52,7 +52,7 @@ def payout_hash_routes(threads: DatabaseThreads) -> list[HTTPRouteHandler]:
 async def _answer(threads: DatabaseThreads, request: HttpRequest, work: Work) -> HttpResponse:
     """Find the user whose hash was sent, then answer with what `work` makes of (connection, user, body's fields)."""
     body = await read_body(request)
-    fields = parse_object(body) if body.strip() else {}
+    fields = parse_object(body) if body.strip() else Fields([])
     hash_ = _find_hash(request, {} if isinstance(fields, NotAnObject) else fields)
     if not isinstance(hash_, str) or not _HASH.match(hash_):
         return responses.HASH_UNAUTHORIZED.response()
@@ -62,7 +62,9 @@ async def _answer(threads: DatabaseThreads, request: HttpRequest, work: Work) ->
         user = find_active_payout_user(connection, digest)
         if user is None:
             return responses.HASH_UNAUTHORIZED
-        return responses.NOT_AN_OBJECT if isinstance(fields, NotAnObject) else work(connection, user, fields)
+        if isinstance(fields, NotAnObject):
+            return responses.NOT_AN_OBJECT
+        return fields.repetitions(FIELD, "limit", "cursor") or work(connection, user, fields)
 
     try:
         return responses.respond(await threads.run(carry_out))

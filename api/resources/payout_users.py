@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 
 from api.resources import schemas
 from api.resources.pagination import Collection, Paginator
-from api.resources.query_parameters import Parameters, users_cursor
+from api.resources.query_parameters import PAGE, Parameters, users_cursor
 from api.web import responses
 from api.web.business_request import BusinessRequests
 from api.web.request import HttpRequest
@@ -33,7 +33,7 @@ def payout_user_routes(requests: BusinessRequests, paginator: Paginator) -> list
 
     @get(PATH)
     async def list_users(request: HttpRequest) -> HttpResponse:
-        parameters = Parameters.from_query(request.query_params.multi_items())
+        parameters = Parameters.from_query(request.query_params.multi_items(), ("email", *PAGE))
         after, limit = parameters.users_cursor(), parameters.limit()
         return await paginator.answer(request, parameters.errors, _collection(parameters.email()), after, limit)
 
@@ -89,6 +89,8 @@ def _update(connection: Connection, business_id: UUID, user_id: str, body: bytes
     fields = parse_object(body)
     if isinstance(fields, NotAnObject):
         return responses.NOT_AN_OBJECT
+    if repetitions := fields.repetitions("status"):
+        return repetitions
     text: Any = fields.get("status")
     if is_missing(text):
         return {"status": [STATUS_REQUIRED]}

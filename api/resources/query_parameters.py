@@ -3,19 +3,23 @@
 import base64
 import binascii
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
-from api.web.validation import EMAIL_FORMAT, FieldErrors
+from api.web.idempotency import may_be_key
+from api.web.validation import EMAIL_FORMAT, FieldErrors, check_reference
 from core.emails import normalise_email
 from core.ids import IdKind, parse_id
 from core.ledger.history import Position, TransactionType
+from core.money import BALANCE_MAX_CENTS
 
 LIMIT_DEFAULT = 25
 LIMIT_MAX = 100
+PAGE = ("limit", "cursor")
+"""What every list takes."""
 
 _INTEGER = re.compile(r"-?[0-9]+\Z")
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}\Z")
@@ -44,20 +48,29 @@ class Parameters:
         self.errors: FieldErrors = {}
 
     @classmethod
-    def from_query(cls, pairs: Iterable[tuple[str, str]]) -> "Parameters":
-        """Take a query's names and values; which of several values is meant, nobody can know."""
+    def from_query(cls, pairs: Iterable[tuple[str, str]], known: Collection[str]) -> "Parameters":
+        """Take a query's names and values; which of several values is meant, nobody can know.
+
+        Names that are not `known` are refused: a filter that is not applied would answer with everybody's rows.
+        """
         values: dict[str, str] = {}
         repeated = []
         for name, value in pairs:
             if name in values:
                 repeated.append(name)
             values[name] = value
-        return cls(values, repeated)
+        parameters = cls(values, repeated)
+        for name in values:
+            if name not in known:
+                parameters._refuse(name, f"The {name} parameter is not known.")
+        return parameters
 
     def under(self, fields: Mapping[str, Any]) -> "Parameters":
         """Return these, below the fields of a body, which count more unless they are null."""
         sent = {name: value for name, value in fields.items() if value is not None}
-        return Parameters({**self._values, **sent}, self._repeated - sent.keys())
+        below = Parameters({**self._values, **sent}, self._repeated - sent.keys())
+        below.errors = {name: list(texts) for name, texts in self.errors.items()}
+        return below
 
     def limit(self) -> int:
         """Return how many rows a page has."""
@@ -139,6 +152,39 @@ class Parameters:
         if id_ is None:
             self._refuse("user", "The selected user is invalid.")
         return id_
+
+    def reference(self) -> str | None:
+        """Return the reference that is looked for."""
+        value = self._get("reference")
+        if value is None:
+            return None
+        reference, errors = check_reference(value)
+        if reference is None:
+            self.errors.setdefault("reference", []).extend(errors or ["The reference may not be empty."])
+        return reference
+
+    def idempotency_key(self) -> str | None:
+        """Return the idempotency key that is looked for."""
+        value = self._get("idempotency_key")
+        if value is None:
+            return None
+        if not isinstance(value, str) or not may_be_key(value):
+            self._refuse("idempotency_key", "The idempotency_key must be 1 to 255 visible ASCII characters.")
+            return None
+        return value
+
+    def amount(self, name: str) -> int | None:
+        """Return a bound of the amounts that are looked for, in cents."""
+        value = self._get(name)
+        if value is None:
+            return None
+        if not isinstance(value, str) or not _INTEGER.match(value):
+            self._refuse(name, f"The {name} must be an integer.")
+        elif not 0 <= Decimal(value) <= BALANCE_MAX_CENTS:
+            self._refuse(name, f"The {name} must be between 0 and {BALANCE_MAX_CENTS}.")
+        else:
+            return int(value)
+        return None
 
     def since(self) -> datetime | None:
         """Return `from`: the moment itself is included, and a date begins at midnight in UTC."""

@@ -94,6 +94,7 @@ class Transaction(msgspec.Struct, frozen=True):
     reverses: TransactionId | None
     batch: BatchId | None
     created_at: datetime
+    reference: str | None
 
     @classmethod
     def of(cls, row: history.Transaction) -> "Transaction":
@@ -111,6 +112,7 @@ class Transaction(msgspec.Struct, frozen=True):
             reverses=format_id(IdKind.TRANSACTION, row.reversed_id) if row.reversed_id else None,
             batch=format_id(IdKind.BATCH, row.batch_id) if row.batch_id else None,
             created_at=row.created_at,
+            reference=row.reference,
         )
 
 
@@ -140,7 +142,10 @@ class OwnTransaction(msgspec.Struct, frozen=True):
 
 
 class Batch(msgspec.Struct, frozen=True):
-    """A payout batch: the first `processed` of its `total` rows are paid."""
+    """A payout batch: `processed` of its `total` rows are paid, of which `already_paid` by earlier payments.
+
+    `amount` is what the others come to.
+    """
 
     id: BatchId
     status: BatchStatus
@@ -151,6 +156,7 @@ class Batch(msgspec.Struct, frozen=True):
     created_at: datetime
     updated_at: datetime
     finished_at: datetime | None
+    already_paid: int
 
     @classmethod
     def of(cls, batch: PayoutBatch) -> "Batch":
@@ -165,11 +171,15 @@ class Batch(msgspec.Struct, frozen=True):
             created_at=batch.created_at,
             updated_at=batch.updated_at,
             finished_at=batch.finished_at,
+            already_paid=batch.already_paid,
         )
 
 
 class BatchRow(msgspec.Struct, frozen=True):
-    """A row of a payout batch, counted from 0; `hash` and `transaction` once it is allocated."""
+    """A row of a payout batch, counted from 0; `hash` and `transaction` once it is allocated.
+
+    Of a row that was `already_paid`, `transaction` is the earlier payment's.
+    """
 
     row: int
     email: str
@@ -182,7 +192,7 @@ class BatchRow(msgspec.Struct, frozen=True):
     @classmethod
     def of(cls, row: BatchResult, hash_: str | None) -> "BatchRow":
         """Describe a row of a payout batch."""
-        is_allocated = row.outcome is RowOutcome.ALLOCATED
+        is_paid = row.outcome in {RowOutcome.ALLOCATED, RowOutcome.ALREADY_PAID}
         return cls(
             row=row.position,
             email=row.email,
@@ -190,7 +200,7 @@ class BatchRow(msgspec.Struct, frozen=True):
             reference=row.reference,
             outcome=row.outcome,
             hash=hash_,
-            transaction=format_id(IdKind.TRANSACTION, row.transaction_id) if is_allocated else None,
+            transaction=format_id(IdKind.TRANSACTION, row.transaction_id) if is_paid else None,
         )
 
 

@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 
 from api.resources import schemas
 from api.resources.pagination import Collection, Paginator
-from api.resources.query_parameters import Parameters, history_cursor
+from api.resources.query_parameters import PAGE, Parameters, history_cursor
 from api.web import responses
 from api.web.business_request import BusinessRequests
 from api.web.request import HttpRequest
@@ -21,6 +21,9 @@ from core.ledger.history import Position, Selection, Transaction
 from core.money import format_decimal
 
 PATH = "/payout/transactions"
+FILTERS = (
+    "type", "user", "from", "to", "reference", "idempotency_key", "min_amount", "max_amount", *PAGE,
+)  # fmt: skip
 ITEM_PATH = "/payout/transactions/{transaction_id:str}"
 
 
@@ -29,13 +32,17 @@ def transaction_routes(requests: BusinessRequests, paginator: Paginator) -> list
 
     @get(PATH)
     async def list_transactions(request: HttpRequest) -> HttpResponse:
-        parameters = Parameters.from_query(request.query_params.multi_items())
+        parameters = Parameters.from_query(request.query_params.multi_items(), FILTERS)
         after, limit = parameters.history_cursor(), parameters.limit()
         selection = Selection(
             type=parameters.type(),
             payout_user_id=parameters.user(),
             since=parameters.since(),
             until=parameters.until(),
+            reference=parameters.reference(),
+            idempotency_key=parameters.idempotency_key(),
+            min_amount=parameters.amount("min_amount"),
+            max_amount=parameters.amount("max_amount"),
         )
         return await paginator.answer(request, parameters.errors, transaction_collection(selection), after, limit)
 
@@ -76,6 +83,7 @@ def transaction_collection(selection: Selection) -> Collection[Transaction, Posi
             "reverses",
             "batch",
             "created_at",
+            "reference",
         ),
         csv_row=_csv_row,
     )
@@ -106,4 +114,5 @@ def _csv_row(row: Transaction) -> Iterable[Any]:
         shown.reverses,
         shown.batch,
         shown.created_at,
+        shown.reference,
     )

@@ -128,7 +128,12 @@ class Authenticator:
         self._known[digest] = identity
 
 
-def find_refusal(database: Database, identity: Identity) -> Refusal | None:
-    """Return why key or settings refuse a call, whatever it asks for; None where they do not."""
-    standing = database.read(lambda connection: find_standing(connection, identity.business_id, identity.api_key_id))
+def find_refusal(database: Database, identity: Identity, *, has_name: bool) -> Refusal | None:
+    """Return why key or settings refuse a call, whatever it asks for; None where they do not.
+
+    `has_name` tells whether the call has an idempotency key or a reference.
+    """
+    standing = database.read(
+        lambda connection: find_standing(connection, identity.business_id, identity.api_key_id, has_name=has_name)
+    )
     return None if standing is None else REFUSAL_BY_OUTCOME[standing]

@@ -46,6 +46,8 @@ PAYOUTS_DISABLED = Refusal(403, "Payouts are currently disabled. Please enable t
 NOT_AN_OBJECT = Refusal(400, "The request body must be a JSON object.")
 IDEMPOTENCY_KEY_MALFORMED = Refusal(400, "Idempotency-Key must be 1 to 255 visible ASCII characters")
 IDEMPOTENCY_KEY_REUSED = Refusal(422, "Idempotency-Key was already used with different parameters")
+IDEMPOTENCY_KEY_REQUIRED = Refusal(400, "Idempotency-Key is required")
+REFERENCE_REUSED = Refusal(422, "Reference was already used with different parameters")
 INSUFFICIENT_BALANCE = Refusal(400, "Insufficient payout balance")
 BAD_REQUEST = Refusal(400, "Bad request")
 NOT_FOUND = Refusal(404, "Not found")
@@ -60,6 +62,8 @@ REFUSAL_BY_OUTCOME: dict[Outcome, Refusal] = {
     Outcome.UNAUTHORIZED: UNAUTHORIZED,
     Outcome.PAYOUTS_DISABLED: PAYOUTS_DISABLED,
     Outcome.IDEMPOTENCY_KEY_REUSED: IDEMPOTENCY_KEY_REUSED,
+    Outcome.REFERENCE_REUSED: REFERENCE_REUSED,
+    Outcome.IDEMPOTENCY_KEY_REQUIRED: IDEMPOTENCY_KEY_REQUIRED,
     Outcome.INSUFFICIENT_BALANCE: INSUFFICIENT_BALANCE,
     Outcome.EXPIRED: INTERNAL_ERROR,
     Outcome.FAILED: INTERNAL_ERROR,

@@ -1,12 +1,14 @@
 """What a caller may send: bodies are decoded strictly, and every broken rule is reported at once."""
 
 import json
+import re
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, NoReturn
 
 import msgspec
 
+from core.batches.payout_batch import REFERENCE_MAX_CHARACTERS
 from core.emails import EMAIL_MAX_CHARACTERS, normalise_email
 from core.money import ALLOCATION_MAX_CENTS
 
@@ -19,6 +21,10 @@ _EMAIL_MAX = f"The {{}} may not be greater than {EMAIL_MAX_CHARACTERS} character
 _AMOUNT_INTEGER = "The {} must be an integer."
 _AMOUNT_MIN = "The {} must be at least 1."
 _AMOUNT_MAX = f"The {{}} may not be greater than {ALLOCATION_MAX_CENTS}."
+_REFERENCE_STRING = "The {} must be a string."
+_REFERENCE_MAX = f"The {{}} may not be greater than {REFERENCE_MAX_CHARACTERS} characters."
+_REFERENCE_CONTROL = "The {} may not contain control characters."
+_GIVEN_ONCE = "The {} field must be given once."
 
 EMAIL_REQUIRED = _REQUIRED.format("email")
 EMAIL_STRING = _EMAIL_STRING.format("email")
@@ -28,20 +34,43 @@ AMOUNT_REQUIRED = _REQUIRED.format("amount")
 AMOUNT_INTEGER = _AMOUNT_INTEGER.format("amount")
 AMOUNT_MIN = _AMOUNT_MIN.format("amount")
 AMOUNT_MAX = _AMOUNT_MAX.format("amount")
+REFERENCE_STRING = _REFERENCE_STRING.format("reference")
+REFERENCE_MAX = _REFERENCE_MAX.format("reference")
+REFERENCE_CONTROL = _REFERENCE_CONTROL.format("reference")
 
 _EXPONENT_DIGITS_MAX = 6
+# Halves of characters outside the Basic Multilingual Plane, which JSON can name alone, are no characters either.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+_FIELDS = ("email", "amount", "reference")
+_NAMES = tuple(f'"{name}"'.encode() for name in _FIELDS)
 
 
 class PayoutRequest(msgspec.Struct, frozen=True):
-    """A valid body of `POST /payout/create`; the e-mail is normalised, the amount is in cents."""
+    """A valid body of `POST /payout/create`; the e-mail is normalised, the amount in cents, the reference trimmed."""
 
     email: str
     amount: int
+    reference: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class NotAnObject:
     """The body is not a JSON object."""
+
+
+class Fields(dict[str, Any]):
+    """The fields of a JSON object; of one that is named several times, the last value."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        self.repeated: set[str] = set()
+        if len(self) < len(pairs):
+            names = [name for name, _ in pairs]
+            self.repeated = {name for name in self if names.count(name) > 1}
+
+    def repetitions(self, *names: str) -> FieldErrors:
+        """Return what is to be said of those of the fields that are named several times."""
+        return {name: [_GIVEN_ONCE.format(name)] for name in names if name in self.repeated}
 
 
 _decoder = msgspec.json.Decoder(PayoutRequest)
@@ -55,22 +84,40 @@ def parse_payout_request(body: bytes) -> PayoutRequest | FieldErrors | NotAnObje
         request = _decoder.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return _parse_slowly(body)
+    if b"\\" in body or any(body.count(name) > 1 for name in _NAMES):
+        return _parse_slowly(body)  # a name may be there twice
     email = normalise_email(request.email.strip())
     if email is None or not 1 <= request.amount <= ALLOCATION_MAX_CENTS:
         return _parse_slowly(body)
-    return request if email == request.email else PayoutRequest(email, request.amount)
+    reference = request.reference
+    if reference is not None:
+        reference, errors = check_reference(reference)
+        if errors:
+            return _parse_slowly(body)
+    is_unchanged = email == request.email and reference == request.reference
+    return request if is_unchanged else PayoutRequest(email, request.amount, reference)
 
 
-def parse_object(body: bytes) -> dict[str, Any] | NotAnObject:
+def names_reference(body: bytes) -> bool:
+    """Tell whether a body names a reference, be it a valid one or not."""
+    fields = parse_object(body)
+    return not isinstance(fields, NotAnObject) and not is_missing(fields.get("reference"))
+
+
+def parse_object(body: bytes) -> Fields | NotAnObject:
     """Decode a JSON object without expectations. Its numbers are decimals, which are exact."""
     try:
         # Floats would not keep `1e400` and 400 digits what they are.
         fields = json.loads(
-            body.decode(), parse_int=_parse_number, parse_float=_parse_number, parse_constant=_refuse_constant
+            body.decode(),
+            object_pairs_hook=Fields,
+            parse_int=_parse_number,
+            parse_float=_parse_number,
+            parse_constant=_refuse_constant,
         )
     except (ValueError, RecursionError):
         return NotAnObject()
-    return fields if isinstance(fields, dict) else NotAnObject()
+    return fields if isinstance(fields, Fields) else NotAnObject()
 
 
 def is_missing(value: Any) -> bool:
@@ -85,9 +132,11 @@ def _parse_slowly(body: bytes) -> PayoutRequest | FieldErrors | NotAnObject:
         return fields
     email, email_errors = check_email(fields.get("email"))
     amount, amount_errors = check_amount(fields.get("amount"))
-    errors = {"email": email_errors, "amount": amount_errors}
+    reference, reference_errors = check_reference(fields.get("reference"))
+    errors = {"email": email_errors, "amount": amount_errors, "reference": reference_errors}
+    errors |= fields.repetitions(*_FIELDS)
     errors = {field: texts for field, texts in errors.items() if texts}
-    return errors or PayoutRequest(email, amount)
+    return errors or PayoutRequest(email, amount, reference)
 
 
 def check_email(value: Any, name: str = "email") -> tuple[str, list[str]]:
@@ -116,6 +165,19 @@ def check_amount(value: Any, name: str = "amount") -> tuple[int, list[str]]:
     if value > ALLOCATION_MAX_CENTS:
         errors.append(_AMOUNT_MAX.format(name))
     return 0 if errors else int(value), errors
+
+
+def check_reference(value: Any, name: str = "reference") -> tuple[str | None, list[str]]:
+    """Return the trimmed reference (None for none), or what every rule that it breaks has to say."""
+    if is_missing(value):
+        return None, []
+    if not isinstance(value, str):
+        return None, [_REFERENCE_STRING.format(name)]
+    reference = value.strip()
+    errors = [_REFERENCE_MAX.format(name)] if len(reference) > REFERENCE_MAX_CHARACTERS else []
+    if _CONTROL.search(reference):
+        errors.append(_REFERENCE_CONTROL.format(name))
+    return (None if errors else reference), errors
 
 
 def _parse_number(literal: str) -> Decimal:

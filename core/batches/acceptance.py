@@ -5,20 +5,23 @@ Each function runs inside the caller's transaction.
 """
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from uuid import UUID
 
 import msgspec
+import psycopg
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from core.batches.payout_batch import BatchRow, BatchStatus, PayoutBatch
 from core.batches.reading import BATCH_COLUMNS, find_batch, make_batch
 from core.credentials import digest_of, payout_hash
+from core.database.arrays import integer_array, text_array
 from core.database.connection import driver_of
 from core.database.tables import businesses, payout_batches
 from core.ids import new_id
+from core.ledger.references import read_uses_of_one_business
 from core.messages import Outcome
 from core.parties.api_keys import find_standing
 from core.parties.businesses import lock_business
@@ -57,16 +60,51 @@ class Submission:
             digest.update(_row_encoder.encode(row))
         return cls(business_id, api_key_id, rows, idempotency_key, digest.digest())
 
-    @property
-    def amount_cents(self) -> int:
-        """All amounts together."""
-        return sum(row.amount_cents for row in self.rows)
 
+@dataclass(frozen=True, slots=True)
+class Sorting:
+    """Which rows of a submission are paid already, and what the others come to."""
+
+    amount_cents: int
+    already_paid: Mapping[int, UUID] = field(default_factory=dict)
+    """By row the payment with the same reference, e-mail and amount."""
+    attempts: Mapping[str, int] = field(default_factory=dict)
+    """By reference, of those that were used before and are free again, which attempt the next payment is."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReferencesReused:
+    """Rows whose references were used for another e-mail or amount; nothing is accepted."""
+
+    rows: list[int]
+
+
+class ReferencesTakenError(Exception):
+    """A reference was used since the submission was sorted; it has to be sorted again, behind the business's lock."""
+
+
+Answer = Accepted | Outcome | ReferencesReused
+"""What a submission comes to."""
 
 _COPY_ROWS = """
     COPY payout_batch_items (business_id, batch_id, position, id, email, hash_digest, amount, reference) FROM STDIN
 """
 _ROW_TYPES = ["uuid", "uuid", "int4", "uuid", "text", "bytea", "int8", "text"]
+
+_COPY_ALREADY_PAID = """
+    COPY payout_batch_already_paid (business_id, batch_id, row, payment_id, email, amount, reference) FROM STDIN
+"""
+_ALREADY_PAID_TYPES = ["uuid", "uuid", "int4", "uuid", "text", "int8", "text"]
+
+# In the order of the index, which is written faster so. The unique key refuses what was used since the look.
+_RESERVE_REFERENCES = """
+    INSERT INTO payment_references (business_id, reference, attempt, payment_id, email, amount, batch_id)
+    SELECT business_id, reference, COALESCE(again.attempt, 0), id, email, amount, batch_id
+    FROM payout_batch_items
+    LEFT JOIN unnest(%(references)s::text[], %(attempts)s::smallint[]) AS again (reference, attempt) USING (reference)
+    WHERE business_id = %(business_id)s AND batch_id = %(batch_id)s AND reference IS NOT NULL
+    ORDER BY reference
+"""
 
 # A key belongs to the business, whatever it was used for. A reversal frees it.
 _KEY_HAS_PAID = sa.text("""
@@ -81,8 +119,11 @@ _KEY_HAS_PAID = sa.text("""
 """)
 
 
-def find_obstacle(connection: Connection, submission: Submission) -> Accepted | Outcome | None:
-    """Tell without locks what would keep a submission from being accepted, so that no rows are loaded in vain."""
+def sort_rows(connection: Connection, submission: Submission) -> Answer | Sorting:
+    """Look references up, and tell without locks what would keep a submission from being accepted.
+
+    So no rows are loaded in vain. Where the caller holds the business's lock, what is found stays true.
+    """
     # Before the look for a replay: what the same submission, sent twice at once, took meanwhile, it was accepted with.
     query = sa.select(businesses.c.payout_balance).where(businesses.c.id == submission.business_id)
     payout_balance = connection.execute(query).scalar_one_or_none() or 0
@@ -90,18 +131,64 @@ def find_obstacle(connection: Connection, submission: Submission) -> Accepted | 
     if standing is Outcome.UNAUTHORIZED:
         return standing
     replay = _find_replay(connection, submission)
-    if replay is not None or standing is not None:
-        return replay or standing
-    return None if payout_balance >= submission.amount_cents else Outcome.INSUFFICIENT_BALANCE
+    if replay is not None:
+        return replay
+    if standing is not None:
+        return standing
+    sorting = sort_references(connection, submission)
+    if isinstance(sorting, ReferencesReused) or payout_balance >= sorting.amount_cents:
+        return sorting
+    return Outcome.INSUFFICIENT_BALANCE
 
 
-def load_rows(connection: Connection, hash_secret: bytes, submission: Submission, batch_id: UUID) -> None:
-    """Write the rows of a batch that is not accepted yet: nobody waits, whatever time it takes."""
+def sort_references(connection: Connection, submission: Submission) -> ReferencesReused | Sorting:
+    """Find the rows whose references were used before."""
+    rows = submission.rows
+    row_by_reference = {row.reference: number for number, row in enumerate(rows) if row.reference is not None}
+    amount_cents = sum(row.amount_cents for row in rows)
+    if not row_by_reference:
+        return Sorting(amount_cents)
+    already_paid: dict[int, UUID] = {}
+    attempts: dict[str, int] = {}
+    reused: list[int] = []
+    for reference, use in read_uses_of_one_business(connection, submission.business_id, list(row_by_reference)):
+        number = row_by_reference[reference]
+        row = rows[number]
+        if use.is_reversed:
+            attempts[reference] = use.attempt + 1
+        elif (use.email, use.amount_cents) == (row.email, row.amount_cents):
+            already_paid[number] = use.allocation_id
+            amount_cents -= row.amount_cents
+        else:
+            reused.append(number)
+    return ReferencesReused(sorted(reused)) if reused else Sorting(amount_cents, already_paid, attempts)
+
+
+def load_rows(
+    connection: Connection, hash_secret: bytes, submission: Submission, batch_id: UUID, sorting: Sorting
+) -> None:
+    """Write the rows of a batch that is not accepted yet: nobody waits, whatever time it takes.
+
+    Rows that are to be paid are numbered from 0, without those that are already paid.
+    """
     driver = driver_of(connection)
+    already_paid = sorting.already_paid
+    if already_paid:
+        with driver.cursor() as cursor, cursor.copy(_COPY_ALREADY_PAID) as copy:
+            copy.set_types(_ALREADY_PAID_TYPES)
+            for number, payment_id in sorted(already_paid.items()):
+                row = submission.rows[number]
+                copy.write_row(
+                    (submission.business_id, batch_id, number, payment_id, row.email, row.amount_cents, row.reference)
+                )
     hashes: dict[str, bytes] = {}
+    position = -1
     with driver.cursor() as cursor, cursor.copy(_COPY_ROWS) as copy:
         copy.set_types(_ROW_TYPES)
-        for position, row in enumerate(submission.rows):
+        for number, row in enumerate(submission.rows):
+            if number in already_paid:
+                continue
+            position += 1
             digest = hashes.get(row.email)
             if digest is None:
                 digest = hashes[row.email] = digest_of(payout_hash(hash_secret, submission.business_id, row.email))
@@ -119,10 +206,14 @@ def load_rows(connection: Connection, hash_secret: bytes, submission: Submission
             )
 
 
-def accept(connection: Connection, submission: Submission, batch_id: UUID) -> Accepted | Outcome:
-    """Reserve the money for a batch whose rows were loaded in the same transaction; it is not released yet.
+def accept(connection: Connection, submission: Submission, batch_id: UUID, sorting: Sorting) -> Accepted | Outcome:
+    """Reserve money and references for a batch whose rows were loaded in the same transaction; it is not released yet.
 
     Anything but a new batch is for the caller to roll back, rows and all.
+
+    Raises:
+        ReferencesTakenError: a reference was used since the rows were sorted.
+
     """
     business = lock_business(connection, submission.business_id)
     standing = _find_standing(connection, submission)
@@ -131,7 +222,7 @@ def accept(connection: Connection, submission: Submission, batch_id: UUID) -> Ac
     replay = _find_replay(connection, submission)
     if replay is not None or standing is not None:
         return replay or standing or Outcome.UNAUTHORIZED
-    amount = submission.amount_cents
+    amount = sorting.amount_cents
     if business.payout_balance < amount:
         return Outcome.INSUFFICIENT_BALANCE
     connection.execute(
@@ -141,12 +232,18 @@ def accept(connection: Connection, submission: Submission, batch_id: UUID) -> Ac
             payout_balance=businesses.c.payout_balance - amount, reserved_balance=businesses.c.reserved_balance + amount
         )
     )
+    _reserve_references(connection, submission, batch_id, sorting)
+    total = len(submission.rows) - len(sorting.already_paid)
     connection.execute(
         payout_batches.insert().values(
             business_id=submission.business_id,
             id=batch_id,
-            status=BatchStatus.QUEUED,
-            total=len(submission.rows),
+            # Where all rows are paid already, there is nothing to do.
+            status=BatchStatus.QUEUED if total else BatchStatus.COMPLETED,
+            finished_at=None if total else sa.func.now(),
+            total=total,
+            already_paid=len(sorting.already_paid),
+            api_key_id=submission.api_key_id,
             amount=amount,
             idempotency_key=submission.idempotency_key,
             request_digest=submission.digest,
@@ -158,9 +255,27 @@ def accept(connection: Connection, submission: Submission, batch_id: UUID) -> Ac
     return Accepted(created, is_replay=False)
 
 
+def _reserve_references(connection: Connection, submission: Submission, batch_id: UUID, sorting: Sorting) -> None:
+    if all(row.reference is None for row in submission.rows):
+        return
+    try:
+        driver_of(connection).execute(
+            _RESERVE_REFERENCES,
+            {
+                "business_id": submission.business_id,
+                "batch_id": batch_id,
+                "references": text_array(sorting.attempts),
+                "attempts": integer_array(sorting.attempts.values()),
+            },
+        )
+    except psycopg.errors.UniqueViolation:
+        raise ReferencesTakenError from None
+
+
 def _find_standing(connection: Connection, submission: Submission) -> Outcome | None:
     if submission.api_key_id is not None:
-        return find_standing(connection, submission.business_id, submission.api_key_id)
+        has_key = submission.idempotency_key is not None
+        return find_standing(connection, submission.business_id, submission.api_key_id, has_name=has_key)
     query = sa.select(businesses.c.payouts_enabled).where(businesses.c.id == submission.business_id)
     return None if connection.execute(query).scalar_one() else Outcome.PAYOUTS_DISABLED
 

@@ -34,7 +34,7 @@ _LOCK_BATCH = """
 # Credits, history and the reservation's use are made of the same rows, so that none can be written without the others.
 _PAY = """
     WITH item AS MATERIALIZED (
-        SELECT id, email, hash_digest, amount,
+        SELECT id, email, hash_digest, amount, reference,
             %(last_sequence)s::bigint + row_number() OVER (ORDER BY position) AS sequence,
             sum(amount) OVER (PARTITION BY email ORDER BY position DESC) - amount AS later_credits
         FROM payout_batch_items
@@ -50,10 +50,11 @@ _PAY = """
         RETURNING email, id, balance
     ), written AS (
         INSERT INTO payout_transactions (
-            business_id, id, type, payout_user_id, amount, payout_balance_after, user_balance_after, batch_id, sequence
+            business_id, id, type, payout_user_id, amount, payout_balance_after, user_balance_after, batch_id, sequence,
+            reference
         )
         SELECT %(business_id)s, item.id, 'allocation', credited.id, amount, %(payout_balance)s,
-            balance - later_credits, %(batch_id)s, sequence
+            balance - later_credits, %(batch_id)s, sequence, reference
         FROM item
         JOIN credited USING (email)
         RETURNING amount

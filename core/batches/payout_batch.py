@@ -33,6 +33,8 @@ class RowOutcome(StrEnum):
 
     PENDING = "pending"
     ALLOCATED = "allocated"
+    ALREADY_PAID = "already_paid"
+    """An earlier payment to the same person of the same amount has the row's reference; nothing was paid again."""
     CANCELLED = "cancelled"
     """The batch was cancelled before the row's turn; its money went back to the payout balance."""
 
@@ -47,7 +49,11 @@ class BatchRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 @dataclass(frozen=True, slots=True)
 class PayoutBatch:
-    """A payout batch; amounts in cents. The first `processed` of its `total` rows are paid."""
+    """A payout batch; amounts in cents.
+
+    `processed` of its `total` rows are paid: those that were `already_paid` by an earlier payment, and of the others
+    the first ones. `amount` is what the others come to, and what was reserved for them.
+    """
 
     id: UUID
     business_id: UUID
@@ -59,5 +65,8 @@ class PayoutBatch:
     created_at: datetime
     updated_at: datetime
     finished_at: datetime | None
+    already_paid: int
+    api_key_id: UUID | None
+    """The key that handed it in; None for the dashboard, and for batches accepted by an earlier release."""
     released_at: datetime | None
     """From then on workers pay it; before, its caller may still be answered 500."""

@@ -14,7 +14,8 @@ from psycopg.pq import TransactionStatus
 from sqlalchemy import Connection
 
 from core.errors import UserError
-from core.settings.loader import POOLER_TRANSACTION, Settings, variable_name
+from core.settings.loader import POOLER_TRANSACTION, Settings
+from core.settings.variables import variable_name
 
 Found = TypeVar("Found")
 

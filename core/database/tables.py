@@ -59,6 +59,8 @@ businesses = Table(
     Column("low_balance_threshold", BigInteger, nullable=True),
     # Of the newest row of its history, which is numbered without gaps.
     Column("last_sequence", BigInteger, nullable=False, server_default="0"),
+    # Calls that pay must name an idempotency key or a reference.
+    Column("requires_keys", Boolean, nullable=False, server_default=sa.false()),
     # No allocation whose deadline (microseconds since 1970) is at or before it is ever paid.
     Column("fence_us", BigInteger, nullable=False, server_default="0"),
     CheckConstraint("mode IN ('live', 'test')", name="mode"),
@@ -124,6 +126,8 @@ payout_transactions = Table(
     # 1 for a business's first row, and no gaps: whoever writes holds the business's row, so it is the order of commits.
     # Only workers of version 0.1 leave it to a trigger.
     Column("sequence", BigInteger, nullable=True),
+    # The business's own name for the payment; that it pays once, `payment_references` sees to.
+    Column("reference", Text(collation="C"), nullable=True),
     CheckConstraint("type IN ('funding', 'allocation', 'reversal')", name="type"),
     CheckConstraint("amount > 0", name="amount"),
     CheckConstraint("(type = 'funding') = (payout_user_id IS NULL)", name="payout_user_id"),
@@ -167,6 +171,22 @@ payout_transactions = Table(
     ),
 )
 
+# Which payment has which reference: a call's from its commit on, a batch row's from the acceptance of the batch on.
+# Rows are never updated or deleted. `payment_id` is the history row's id, once the payment is made.
+payment_references = Table(
+    "payment_references",
+    metadata,
+    Column("business_id", Uuid, primary_key=True),
+    Column("reference", Text(collation="C"), primary_key=True),
+    # 0, and one more for each payment with the same reference that was reversed, or cancelled with its batch. Below 0:
+    # what an earlier release paid with the same reference again.
+    Column("attempt", SmallInteger, primary_key=True, autoincrement=False),
+    Column("payment_id", Uuid, nullable=False),
+    Column("email", Text(collation="C"), nullable=False),
+    Column("amount", BigInteger, nullable=False),
+    Column("batch_id", Uuid, nullable=True),
+)
+
 # Calls that are answered by the history row of another call (replays), and calls of either kind that were answered
 # 500 although they had committed: those have withdrawn. An allocation is reversed when nobody claims it any more.
 claims = Table(
@@ -196,6 +216,10 @@ payout_batches = Table(
     _timestamp("created_at"),
     _timestamp("updated_at"),
     _timestamp("finished_at", nullable=True),
+    # Rows whose references were paid before; `total` counts the others.
+    Column("already_paid", Integer, nullable=False, server_default="0"),
+    # Who handed it in; NULL for the dashboard, and for batches accepted by an earlier release.
+    Column("api_key_id", Uuid, nullable=True),
     # Workers pay what is released: its caller is not answered 500 any more. The default is for processes of the release
     # before.
     Column("released_at", TIMESTAMP(timezone=True), nullable=True, server_default=sa.func.now()),
@@ -227,6 +251,20 @@ payout_batch_items = Table(
     Column("amount", BigInteger, nullable=False),
     Column("reference", Text, nullable=True),
     CheckConstraint("amount > 0", name="amount"),
+)
+
+# Rows of a batch whose references were paid before: nothing is paid for them. `row` counts in the file as it was handed
+# in; the rows that the batch pays are numbered without them.
+payout_batch_already_paid = Table(
+    "payout_batch_already_paid",
+    metadata,
+    Column("business_id", Uuid, primary_key=True),
+    Column("batch_id", Uuid, primary_key=True),
+    Column("row", Integer, primary_key=True, autoincrement=False),
+    Column("payment_id", Uuid, nullable=False),
+    Column("email", Text(collation="C"), nullable=False),
+    Column("amount", BigInteger, nullable=False),
+    Column("reference", Text(collation="C"), nullable=False),
 )
 
 # People who sign in to the dashboard.

@@ -15,21 +15,22 @@ class BusinessState:
     payouts_enabled: bool
     last_sequence: int = 0
     """The number of its newest history row."""
+    requires_keys: bool = False
     fence_us: int = 0
     """No allocation whose deadline is at or before it is ever paid, whatever the clock says."""
 
 
 @dataclass(frozen=True, slots=True)
-class IdempotencyUse:
-    """What a committed allocation used its idempotency key for."""
+class Use:
+    """What an idempotency key or a reference was used for last."""
 
     allocation_id: UUID
     email: str
     amount_cents: int
     attempt: int = 0
-    """Counts the allocations with this key; each one before was reversed."""
+    """Counts the payments with this key or reference; each one before was reversed or cancelled."""
     is_reversed: bool = False
-    """The allocation was taken back, so the key is free again."""
+    """The payment was taken back, or its batch cancelled before it was made: key and reference are free again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +48,10 @@ class LockedState:
     """Keys of the given allocations that were answered by another's commit before (`Claim`)."""
     withdrawn_keys: Set[tuple[UUID, UUID]] = frozenset()
     """Keys of the given allocations that were such replays, and were answered 500 all the same."""
-    idempotency_uses: Mapping[tuple[UUID, str], IdempotencyUse] = field(default_factory=dict)
+    idempotency_uses: Mapping[tuple[UUID, str], Use] = field(default_factory=dict)
     """By (business id, idempotency key)."""
+    reference_uses: Mapping[tuple[UUID, str], Use] = field(default_factory=dict)
+    """By (business id, reference)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,7 @@ class Entry:
     idempotency_attempt: int
     sequence: int
     """Its number in the business's history."""
+    reference_attempt: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,18 +97,17 @@ def decide(state: LockedState, allocations: Iterable[Allocation]) -> Decision:
     balances = {id_: business.payout_balance_cents for id_, business in state.businesses.items()}
     sequences = {id_: business.last_sequence for id_, business in state.businesses.items()}
     allocated_keys = set(state.history_keys)
-    uses = dict(state.idempotency_uses)
+    key_uses = dict(state.idempotency_uses)
+    reference_uses = dict(state.reference_uses)
     outcomes: list[Outcome] = []
     entries: list[Entry] = []
     claims: list[Claim] = []
     fences_us: dict[UUID, int] = {}
     for allocation in allocations:
-        outcome = _outcome(state, balances, allocated_keys, uses, allocation)
+        outcome, committed_id = _outcome(state, balances, allocated_keys, (key_uses, reference_uses), allocation)
         outcomes.append(outcome)
-        if outcome is Outcome.REPLAYED and allocation.key not in state.claimed_keys:
-            claims.append(
-                Claim(allocation, uses[allocation.business_id, str(allocation.idempotency_key)].allocation_id)
-            )
+        if committed_id is not None:
+            claims.append(Claim(allocation, committed_id))
         if outcome is not Outcome.ALLOCATED or allocation.key in allocated_keys:
             if outcome is Outcome.EXPIRED and _expired_by_clock_alone(state, allocation):
                 business_id = allocation.business_id
@@ -112,46 +115,82 @@ def decide(state: LockedState, allocations: Iterable[Allocation]) -> Decision:
             continue
         balances[allocation.business_id] -= allocation.amount_cents
         allocated_keys.add(allocation.key)
-        attempt = 0
-        if allocation.idempotency_key is not None:
-            key = (allocation.business_id, allocation.idempotency_key)
-            attempt = uses[key].attempt + 1 if key in uses else 0
-            uses[key] = IdempotencyUse(allocation.id, allocation.email, allocation.amount_cents, attempt)
+        idempotency_attempt = _use(key_uses, allocation.idempotency_key, allocation)
+        reference_attempt = _use(reference_uses, allocation.reference, allocation)
         sequences[allocation.business_id] += 1
-        balance = balances[allocation.business_id]
-        entries.append(Entry(allocation, balance, attempt, sequences[allocation.business_id]))
+        balance, sequence = balances[allocation.business_id], sequences[allocation.business_id]
+        entries.append(Entry(allocation, balance, idempotency_attempt, sequence, reference_attempt))
     return Decision(outcomes, entries, claims, fences_us)
+
+
+_Uses = dict[tuple[UUID, str], Use]
+
+
+def _use(uses: _Uses, name: str | None, allocation: Allocation) -> int:
+    """Note that an allocation uses a key or a reference; return which use of it that is, counted from 0."""
+    if name is None:
+        return 0
+    key = (allocation.business_id, name)
+    attempt = uses[key].attempt + 1 if key in uses else 0
+    uses[key] = Use(allocation.id, allocation.email, allocation.amount_cents, attempt)
+    return attempt
+
+
+def _find_use(uses: _Uses, name: str | None, allocation: Allocation) -> Use | None:
+    """Return the payment that stands for a key or a reference."""
+    use = None if name is None else uses.get((allocation.business_id, name))
+    return None if use is None or use.is_reversed else use
 
 
 def _outcome(
     state: LockedState,
     balances: Mapping[UUID, int],
     allocated_keys: Set[tuple[UUID, UUID]],
-    uses: Mapping[tuple[UUID, str], IdempotencyUse],
+    uses: tuple[_Uses, _Uses],
     allocation: Allocation,
-) -> Outcome:
-    """Decide one allocation; the order is the contract's, with redelivery and deadline before it."""
+) -> tuple[Outcome, UUID | None]:
+    """Decide one allocation; return with it the id of the payment that a new replay is answered by.
+
+    The order is the contract's, with redelivery and deadline before it.
+    """
     if allocation.key in allocated_keys:
-        return Outcome.ALLOCATED
+        return Outcome.ALLOCATED, None
     if allocation.key in state.claimed_keys:
-        return Outcome.REPLAYED
+        return Outcome.REPLAYED, None
     if allocation.key in state.withdrawn_keys or state.now_us > allocation.deadline_us:
-        return Outcome.EXPIRED
+        return Outcome.EXPIRED, None
     business = state.businesses.get(allocation.business_id)
     if business is not None and allocation.deadline_us <= business.fence_us:
-        return Outcome.EXPIRED
+        return Outcome.EXPIRED, None
     if business is None or (allocation.business_id, allocation.api_key_id) not in state.live_api_keys:
-        return Outcome.UNAUTHORIZED
-    if allocation.idempotency_key is not None:
-        use = uses.get((allocation.business_id, allocation.idempotency_key))
-        if use is not None and not use.is_reversed:
-            same = (use.email, use.amount_cents) == (allocation.email, allocation.amount_cents)
-            return Outcome.REPLAYED if same else Outcome.IDEMPOTENCY_KEY_REUSED
+        return Outcome.UNAUTHORIZED, None
+    if allocation.idempotency_key is not None or allocation.reference is not None:
+        named = _outcome_of_names(uses, allocation)
+        if named is not None:
+            return named
+    return _refusal(business, balances[allocation.business_id], allocation) or Outcome.ALLOCATED, None
+
+
+def _outcome_of_names(uses: tuple[_Uses, _Uses], allocation: Allocation) -> tuple[Outcome, UUID | None] | None:
+    """Decide an allocation whose key or reference was used before; the key is looked at first."""
+    key_uses, reference_uses = uses
+    for use, reused in (
+        (_find_use(key_uses, allocation.idempotency_key, allocation), Outcome.IDEMPOTENCY_KEY_REUSED),
+        (_find_use(reference_uses, allocation.reference, allocation), Outcome.REFERENCE_REUSED),
+    ):
+        if use is not None:
+            is_same = (use.email, use.amount_cents) == (allocation.email, allocation.amount_cents)
+            return (Outcome.REPLAYED, use.allocation_id) if is_same else (reused, None)
+    return None
+
+
+def _refusal(business: BusinessState, balance_cents: int, allocation: Allocation) -> Outcome | None:
+    """Return why a new payment is refused."""
     if not business.payouts_enabled:
         return Outcome.PAYOUTS_DISABLED
-    if allocation.amount_cents > balances[allocation.business_id]:
-        return Outcome.INSUFFICIENT_BALANCE
-    return Outcome.ALLOCATED
+    if business.requires_keys and allocation.idempotency_key is None and allocation.reference is None:
+        return Outcome.IDEMPOTENCY_KEY_REQUIRED
+    return Outcome.INSUFFICIENT_BALANCE if allocation.amount_cents > balance_cents else None
 
 
 def _expired_by_clock_alone(state: LockedState, allocation: Allocation) -> bool:

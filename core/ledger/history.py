@@ -9,7 +9,7 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from core.database.tables import payout_transactions, payout_users
+from core.database.tables import payment_references, payout_transactions, payout_users
 
 
 class TransactionType(StrEnum):
@@ -35,16 +35,21 @@ class Transaction:
     reversed_id: UUID | None
     batch_id: UUID | None
     created_at: datetime
+    reference: str | None
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which rows of a business's history; `since` is included, `until` is not."""
+    """Which rows of a business's history; `since` is included, `until` is not. Amounts in cents, both included."""
 
     type: TransactionType | None = None
     payout_user_id: UUID | None = None
     since: datetime | None = None
     until: datetime | None = None
+    reference: str | None = None
+    idempotency_key: str | None = None
+    min_amount: int | None = None
+    max_amount: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +79,7 @@ _COLUMNS = (
     payout_transactions.c.reversed_id,
     payout_transactions.c.batch_id,
     payout_transactions.c.created_at,
+    payout_transactions.c.reference,
 )
 _SELECT = sa.select(*_COLUMNS)
 
@@ -97,10 +103,24 @@ def list_transactions(
         query = query.where(history.created_at >= selection.since)
     if selection.until is not None:
         query = query.where(history.created_at < selection.until)
+    if selection.reference is not None:
+        query = query.where(history.id.in_(_payments_with(business_id, selection.reference)))
+    if selection.idempotency_key is not None:
+        query = query.where(history.idempotency_key == selection.idempotency_key)
+    if selection.min_amount is not None:
+        query = query.where(history.amount >= selection.min_amount)
+    if selection.max_amount is not None:
+        query = query.where(history.amount <= selection.max_amount)
     if after is not None:
         query = query.where(history.sequence < _sequence_of(business_id, after))
     query = query.order_by(history.sequence.desc()).limit(limit)
     return list(_transactions(connection, query))
+
+
+def _payments_with(business_id: UUID, reference: str) -> sa.Select[tuple[UUID]]:
+    """Select the ids of all payments that had a reference; those that are not made yet are not in the history."""
+    named = payment_references.c
+    return sa.select(named.payment_id).where(named.business_id == business_id, named.reference == reference)
 
 
 def _sequence_of(business_id: UUID, place: Position) -> sa.ScalarSelect[int]:

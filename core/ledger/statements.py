@@ -16,7 +16,8 @@ from core.credentials import digest_of, payout_hash
 from core.database.arrays import integer_array, text_array, uuid_array
 from core.database.connection import driver_of, send_all
 from core.ids import new_id
-from core.ledger.allocation import BusinessState, Claim, Entry, IdempotencyUse, LockedState, decide
+from core.ledger.allocation import BusinessState, Claim, Entry, LockedState, Use, decide
+from core.ledger.references import READ_REFERENCE_USES
 from core.messages import Allocation, Outcome
 
 
@@ -26,7 +27,7 @@ class LedgerError(Exception):
 
 # In id order, so that two groups can never wait for each other in a circle.
 _LOCK_BUSINESSES = """
-    SELECT id, payout_balance, payouts_enabled, last_sequence, fence_us
+    SELECT id, payout_balance, payouts_enabled, last_sequence, requires_keys, fence_us
     FROM businesses
     WHERE id = ANY(%(business_ids)s::uuid[])
     ORDER BY id
@@ -115,10 +116,11 @@ _WRITE = """
         FROM unnest(
             %(business_ids)s::uuid[], %(ids)s::uuid[], %(emails)s::text[], %(hash_digests)s::text[],
             %(amounts)s::bigint[], %(payout_balances_after)s::bigint[], %(later_credits)s::bigint[],
-            %(idempotency_keys)s::text[], %(idempotency_attempts)s::smallint[], %(sequences)s::bigint[]
+            %(idempotency_keys)s::text[], %(idempotency_attempts)s::smallint[], %(sequences)s::bigint[],
+            %(references)s::text[]
         ) AS entry (
             business_id, id, email, hash_digest, amount, payout_balance_after, later_credits, idempotency_key,
-            idempotency_attempt, sequence
+            idempotency_attempt, sequence, reference
         )
     ), credited AS (
         INSERT INTO payout_users AS existing (business_id, id, email, hash_digest, balance)
@@ -131,10 +133,10 @@ _WRITE = """
     ), written AS (
         INSERT INTO payout_transactions (
             business_id, id, type, payout_user_id, amount, payout_balance_after, user_balance_after, idempotency_key,
-            idempotency_attempt, sequence
+            idempotency_attempt, sequence, reference
         )
         SELECT business_id, entry.id, 'allocation', credited.id, amount, payout_balance_after,
-            balance - later_credits, idempotency_key, idempotency_attempt, sequence
+            balance - later_credits, idempotency_key, idempotency_attempt, sequence, reference
         FROM entry
         JOIN credited USING (business_id, email)
         RETURNING business_id, amount
@@ -143,6 +145,15 @@ _WRITE = """
     SET payout_balance = payout_balance - debit.amount, last_sequence = last_sequence + debit.rows
     FROM (SELECT business_id, sum(amount) AS amount, count(*) AS rows FROM written GROUP BY business_id) AS debit
     WHERE businesses.id = debit.business_id
+"""
+
+# The unique key refuses a second payment with a reference, whatever was decided.
+_WRITE_REFERENCES = """
+    INSERT INTO payment_references (business_id, reference, attempt, payment_id, email, amount)
+    SELECT * FROM unnest(
+        %(business_ids)s::uuid[], %(references)s::text[], %(attempts)s::smallint[], %(ids)s::uuid[],
+        %(emails)s::text[], %(amounts)s::bigint[]
+    )
 """
 
 _WRITE_CLAIMS = """
@@ -215,6 +226,7 @@ def allocate(connection: Connection, hash_secret: bytes, allocations: Sequence[A
     decision = decide(_lock_and_read(driver, allocations), allocations)
     if decision.entries:
         _write(driver, hash_secret, decision.entries)
+        _write_references(driver, [entry for entry in decision.entries if entry.allocation.reference is not None])
     if decision.claims:
         _write_claims(driver, decision.claims)
     if decision.fences_us:
@@ -284,7 +296,7 @@ def withdraw(connection: Connection, call: Call) -> bool:
     """Take back what a call committed that was answered 500; return whether money moved.
 
     What it allocated is given back to the business, with a history row of type `reversal`, which frees the
-    idempotency key; but not while another call with the same key counts on it, having been answered 201.
+    idempotency key and the reference; but not while another call with one of them was answered 201 for it.
     """
     business_id = call.business_id
     driver_of(connection).execute(_LOCK_BUSINESSES, {"business_ids": uuid_array([business_id])})
@@ -307,8 +319,9 @@ def _lock_and_read(driver: psycopg.Connection, allocations: Sequence[Allocation]
     """Lock the businesses and read all that a decision depends on; in a pipeline, in one round trip."""
     api_keys = list({(allocation.business_id, allocation.api_key_id) for allocation in allocations})
     keys = [allocation.key for allocation in allocations]
-    # Only calls with an idempotency key can be replays.
+    # Only calls with an idempotency key or a reference can be replays.
     keyed = [allocation for allocation in allocations if allocation.idempotency_key is not None]
+    referenced = [allocation for allocation in allocations if allocation.reference is not None]
 
     locked = driver.execute(
         _LOCK_BUSINESSES, {"business_ids": uuid_array({business_id for business_id, _ in api_keys})}
@@ -322,16 +335,33 @@ def _lock_and_read(driver: psycopg.Connection, allocations: Sequence[Allocation]
             "ids": uuid_array(id_ for _, id_ in keys),
         },
     )
-    keyed_business_ids = uuid_array(each.business_id for each in keyed)
     claims: Iterable[tuple[UUID, UUID, bool]] = ()
-    uses: Iterable[tuple[Any, ...]] = ()
-    if keyed:
+    key_uses: Iterable[tuple[Any, ...]] = ()
+    reference_uses: Iterable[tuple[Any, ...]] = ()
+    if keyed or referenced:
+        named = keyed if not referenced else [*{each.id: each for each in [*keyed, *referenced]}.values()]
         claims = driver.execute(
-            _READ_CLAIMS, {"business_ids": keyed_business_ids, "ids": uuid_array(each.id for each in keyed)}
+            _READ_CLAIMS,
+            {
+                "business_ids": uuid_array(each.business_id for each in named),
+                "ids": uuid_array(each.id for each in named),
+            },
         )
-        idempotency_keys = text_array(each.idempotency_key for each in keyed)
-        uses = driver.execute(
-            _READ_IDEMPOTENCY_USES, {"business_ids": keyed_business_ids, "idempotency_keys": idempotency_keys}
+    if keyed:
+        key_uses = driver.execute(
+            _READ_IDEMPOTENCY_USES,
+            {
+                "business_ids": uuid_array(each.business_id for each in keyed),
+                "idempotency_keys": text_array(each.idempotency_key for each in keyed),
+            },
+        )
+    if referenced:
+        reference_uses = driver.execute(
+            READ_REFERENCE_USES,
+            {
+                "business_ids": uuid_array(each.business_id for each in referenced),
+                "references": text_array(each.reference for each in referenced),
+            },
         )
 
     send_all(driver)
@@ -348,7 +378,8 @@ def _lock_and_read(driver: psycopg.Connection, allocations: Sequence[Allocation]
         history_keys={keys[position - 1] for position in committed_positions},
         claimed_keys=claimed_keys,
         withdrawn_keys=withdrawn_keys,
-        idempotency_uses={(business_id, key): IdempotencyUse(*use) for business_id, key, *use in uses},
+        idempotency_uses={(business_id, key): Use(*use) for business_id, key, *use in key_uses},
+        reference_uses={(business_id, reference): Use(*use) for business_id, reference, *use in reference_uses},
     )
 
 
@@ -379,6 +410,24 @@ def _write(driver: psycopg.Connection, hash_secret: bytes, entries: Sequence[Ent
             "idempotency_keys": text_array(each.idempotency_key for each in allocations),
             "idempotency_attempts": integer_array(entry.idempotency_attempt for entry in entries),
             "sequences": integer_array(entry.sequence for entry in entries),
+            "references": text_array(each.reference for each in allocations),
+        },
+    )
+
+
+def _write_references(driver: psycopg.Connection, entries: Sequence[Entry]) -> None:
+    if not entries:
+        return
+    allocations = [entry.allocation for entry in entries]
+    driver.execute(
+        _WRITE_REFERENCES,
+        {
+            "business_ids": uuid_array(each.business_id for each in allocations),
+            "references": text_array(each.reference for each in allocations),
+            "attempts": integer_array(entry.reference_attempt for entry in entries),
+            "ids": uuid_array(each.id for each in allocations),
+            "emails": text_array(each.email for each in allocations),
+            "amounts": integer_array(each.amount_cents for each in allocations),
         },
     )
 

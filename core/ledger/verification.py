@@ -192,6 +192,33 @@ _DAY_SUMS = sa.text("""
     ORDER BY 1, COALESCE(kept.day, history.day), COALESCE(kept.type, history.type)
 """)
 
+_REFERENCES = sa.text("""
+    SELECT paid.id, paid.amount, COALESCE(named.amount, 0)
+    FROM payout_transactions AS paid
+    LEFT JOIN payment_references AS named ON named.business_id = paid.business_id
+        AND named.reference = paid.reference AND named.payment_id = paid.id
+    WHERE paid.type = 'allocation' AND paid.reference IS NOT NULL AND named.amount IS DISTINCT FROM paid.amount
+    ORDER BY 1
+""")
+
+# A payment whose reference was used again must have been reversed, or never made.
+_REFERENCES_USED_AGAIN = sa.text("""
+    SELECT named.payment_id, 0, named.amount
+    FROM payment_references AS named
+    JOIN payment_references AS again ON again.business_id = named.business_id
+        AND again.reference = named.reference AND again.attempt = named.attempt + 1
+    WHERE named.attempt >= 0
+        AND EXISTS (
+            SELECT FROM payout_transactions AS paid
+            WHERE paid.business_id = named.business_id AND paid.id = named.payment_id
+        )
+        AND NOT EXISTS (
+            SELECT FROM payout_transactions AS reversal
+            WHERE reversal.business_id = named.business_id AND reversal.reversed_id = named.payment_id
+        )
+    ORDER BY 1
+""")
+
 _RULES = [
     (
         IdKind.BUSINESS,
@@ -211,6 +238,8 @@ _RULES = [
         _DAY_SUMS,
         "a day's kept sum must be that of its history; no money is wrong, and `payouts business recount` counts anew",
     ),
+    (IdKind.TRANSACTION, _REFERENCES, "a payment with a reference must be the one that the reference names"),
+    (IdKind.TRANSACTION, _REFERENCES_USED_AGAIN, "a payment whose reference was used again must have been reversed"),
     (IdKind.TRANSACTION, _REVERSALS, "a reversal must undo an allocation of the same user and amount"),
 ]
 

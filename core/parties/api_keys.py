@@ -137,9 +137,15 @@ def find_secret_keys(connection: Connection, digests: Sequence[bytes]) -> dict[b
     return {row.digest: (row.business_id, row.id) for row in connection.execute(query)}
 
 
-def find_standing(connection: Connection, business_id: UUID, api_key_id: UUID) -> Outcome | None:
-    """Return why a key may not allocate now (`unauthorized`, `payouts_disabled`), or None where it may."""
-    query = sa.select(businesses.c.payouts_enabled).join_from(
+def find_standing(
+    connection: Connection, business_id: UUID, api_key_id: UUID, *, has_name: bool = True
+) -> Outcome | None:
+    """Return why a key may not allocate now, or None where it may.
+
+    That is `unauthorized`, `payouts_disabled`, or `idempotency_key_required` for a call that has neither an idempotency
+    key nor a reference (`has_name`), where the business asks for one.
+    """
+    query = sa.select(businesses.c.payouts_enabled, businesses.c.requires_keys).join_from(
         api_keys,
         businesses,
         (businesses.c.id == api_keys.c.business_id)
@@ -148,10 +154,12 @@ def find_standing(connection: Connection, business_id: UUID, api_key_id: UUID) -
         & (api_keys.c.kind == KeyKind.SECRET)
         & _is_live(),
     )
-    enabled = connection.execute(query).scalar_one_or_none()
-    if enabled is None:
+    business = connection.execute(query).one_or_none()
+    if business is None:
         return Outcome.UNAUTHORIZED
-    return None if enabled else Outcome.PAYOUTS_DISABLED
+    if not business.payouts_enabled:
+        return Outcome.PAYOUTS_DISABLED
+    return Outcome.IDEMPOTENCY_KEY_REQUIRED if business.requires_keys and not has_name else None
 
 
 def _is_live() -> sa.ColumnElement[bool]:

@@ -29,6 +29,8 @@ class Action(StrEnum):
     BUSINESS_FUNDS_ADDED = "business.funds_added"
     PAYOUTS_ENABLED = "payouts.enabled"
     PAYOUTS_DISABLED = "payouts.disabled"
+    KEYS_REQUIRED = "keys.required"
+    KEYS_NOT_REQUIRED = "keys.not_required"
     LOW_BALANCE_THRESHOLD_SET = "low_balance_threshold.set"
     KEY_CREATED = "key.created"
     KEY_ROLLED = "key.rolled"

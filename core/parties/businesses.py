@@ -45,6 +45,8 @@ class Business:
     """Where less is free to allocate, the dashboard warns."""
     last_sequence: int
     """The number of its newest history row."""
+    requires_keys: bool
+    """Calls that pay must name an idempotency key or a reference."""
 
 
 _FIELDS = [field.name for field in fields(Business)]
@@ -101,6 +103,13 @@ def set_payouts_enabled(connection: Connection, business_id: UUID, *, enabled: b
     """Switch payouts on or off; it holds from the commit on."""
     lock_business(connection, business_id)
     connection.execute(businesses.update().where(businesses.c.id == business_id).values(payouts_enabled=enabled))
+    return get_business(connection, business_id)
+
+
+def set_requires_keys(connection: Connection, business_id: UUID, *, required: bool) -> Business:
+    """Ask for an idempotency key or a reference with every call that pays, or not; it holds from the commit on."""
+    lock_business(connection, business_id)
+    connection.execute(businesses.update().where(businesses.c.id == business_id).values(requires_keys=required))
     return get_business(connection, business_id)
 
 

@@ -6,17 +6,17 @@ from collections.abc import Collection, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_type_hints
-from urllib.parse import parse_qs, quote, unquote
+from urllib.parse import quote
 
 import msgspec
 from msgspec import Meta
 
 from core.errors import UserError
-from core.settings.replaced import DERIVED, PREFIX, RENAMED, find_replaced_variables, rename
+from core.settings.production import find_unsafe
+from core.settings.replaced import DERIVED, RENAMED, find_replaced_variables, rename
 from core.settings.server_urls import UrlError, check_url, read_url
-from core.settings.weak_secrets import find_weakness
+from core.settings.variables import FILE_SUFFIX, PREFIX, variable_name
 
-FILE_SUFFIX = "_FILE"
 HASH_SECRET_CHARACTERS_MIN = 32
 POOLER_TRANSACTION = "transaction"
 _PASSWORD_CHARACTERS_MIN = 12
@@ -206,11 +206,6 @@ _WITHOUT_SETTING = ("HOST", "KEY", "URL")
 """Variables that are read elsewhere: by the Procfile, and by `payouts push`."""
 
 
-def variable_name(setting: str) -> str:
-    """Return a setting's environment variable, for instance `PAYOUTS_GROUP_MAX`."""
-    return PREFIX + setting.upper()
-
-
 def load_settings(environment: Mapping[str, str] = os.environ) -> Settings:
     """Read and check the settings.
 
@@ -221,7 +216,7 @@ def load_settings(environment: Mapping[str, str] = os.environ) -> Settings:
     required = {field.name for field in msgspec.structs.fields(Settings) if field.required}
     values, mistakes = _read_values(environment, required)
     if values.get("environment") == "production":
-        mistakes += _find_unsafe(values, mistakes, environment)
+        mistakes += find_unsafe(values, mistakes, environment)
     if mistakes:
         raise SettingsError(mistakes)
     values.setdefault("broker_url", values["redis_url"])
@@ -423,36 +418,6 @@ def _expected(hint: Any) -> str:
 def _shorten(text: str) -> str:
     shown = text if len(text) <= _SHOWN_CHARACTERS_MAX else text[:_SHOWN_CHARACTERS_MAX] + "…"
     return repr(shown)
-
-
-def _find_unsafe(values: Mapping[str, Any], mistakes: Collection[str], environment: Mapping[str, str]) -> list[str]:
-    """Find what must not go into production: missing, weak and example secrets."""
-    unsafe = [
-        f"{variable_name(name)}: its value {weakness}: expected a random one, as of: openssl rand -hex 32"
-        for name in ("hash_secret", "flower_password")
-        if name in values and (weakness := find_weakness(values[name]))
-    ]
-    password = variable_name("flower_password")
-    if "flower_password" not in values and not any(password in mistake for mistake in mistakes):
-        unsafe.append(f"{password} is not set: in production it is required; make one with: openssl rand -hex 16")
-    if "database_url" in values and not _has_credentials(values["database_url"], environment):
-        unsafe.append(
-            f"{variable_name('database_password')} is not set, and {variable_name('database_url')} has no password: "
-            "expected one of them in production (with docker-compose: POSTGRES_PASSWORD)"
-        )
-    return unsafe
-
-
-def _has_credentials(database_url: str, environment: Mapping[str, str]) -> bool:
-    """Tell whether PostgreSQL is shown a password or a certificate; one behind a Unix socket needs none."""
-    parts = read_url(database_url)
-    query = parse_qs(parts.query)
-    host = unquote(parts.hosts.partition(":")[0]) or unquote(query.get("host", [""])[0])
-    if not host or host.startswith("/"):
-        return True
-    named = {"password", "passfile", "sslcert", "service"} & query.keys()
-    _, _, password = (parts.user_info or "").partition(":")
-    return bool(password or named or environment.get("PGPASSWORD") or environment.get("PGPASSFILE"))
 
 
 def _broken_relations(settings: Settings) -> list[str]:

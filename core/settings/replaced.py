@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-PREFIX = "PAYOUTS_"
+from core.settings.variables import PREFIX
+
 _ENDS_WITH = "0.3.0"
 _WAITING_MIN = 5_000
 _CONNECT_TIMEOUT_MIN_S = 2  # libpq's own

@@ -5,12 +5,11 @@ from uuid import UUID
 import sqlalchemy as sa
 
 from core.batches import acceptance, payment, reading, release
-from core.batches.acceptance import Accepted, Submission
+from core.batches.acceptance import Accepted, Sorting, Submission
 from core.batches.payout_batch import BatchRow, BatchStatus, PayoutBatch
 from core.database.connection import Database
 from core.ids import new_id
-from core.messages import Outcome
-from core.parties.businesses import Business, get_business, set_payouts_enabled
+from core.parties.businesses import Business, get_business, lock_business, set_payouts_enabled
 from tests.core.builders import HASH_SECRET
 from tests.servers import Account, verify_books
 
@@ -29,15 +28,23 @@ def make_rows(*amounts: int, emails: int = 3) -> list[BatchRow]:
 
 def try_to_accept(
     database: Database, account: Account, rows: list[BatchRow], key: str | None = None
-) -> Accepted | Outcome:
+) -> acceptance.Answer:
     """Offer a batch as the API does; but for a new one, all is rolled back."""
     submission = submission_of(account, rows, key)
-    answer: list[Accepted | Outcome] = []
+    answer: list[acceptance.Answer] = []
     try:
         with database.transaction() as connection:
             batch_id = new_id()
-            acceptance.load_rows(connection, HASH_SECRET, submission, batch_id)
-            answer.append(acceptance.accept(connection, submission, batch_id))
+            # As the API does where it could not tell without: references behind the lock, money in `accept`.
+            lock_business(connection, account.business.id)
+            sorting = acceptance.sort_references(connection, submission)
+            if not isinstance(sorting, Sorting):
+                found = acceptance.sort_rows(connection, submission)
+                assert not isinstance(found, Sorting)
+                answer.append(found)
+                raise NotAcceptedError
+            acceptance.load_rows(connection, HASH_SECRET, submission, batch_id, sorting)
+            answer.append(acceptance.accept(connection, submission, batch_id, sorting))
             if not isinstance(answer[0], Accepted) or answer[0].is_replay:
                 raise NotAcceptedError
     except NotAcceptedError:

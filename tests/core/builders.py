@@ -34,8 +34,11 @@ def make_allocation(
     amount_cents: int = 100,
     deadline_us: int = FAR_FUTURE_US,
     idempotency_key: str | None = None,
+    reference: str | None = None,
 ) -> Allocation:
-    return Allocation(new_id(), business_id, api_key_id, email, amount_cents, deadline_us, idempotency_key)
+    return Allocation(
+        new_id(), business_id, api_key_id, email, amount_cents, deadline_us, idempotency_key, reference=reference
+    )
 
 
 def allocation_of(
@@ -45,6 +48,7 @@ def allocation_of(
     *,
     deadline_us: int = FAR_FUTURE_US,
     idempotency_key: str | None = None,
+    reference: str | None = None,
 ) -> Allocation:
     return make_allocation(
         account.business.id,
@@ -53,6 +57,7 @@ def allocation_of(
         amount_cents=amount_cents,
         deadline_us=deadline_us,
         idempotency_key=idempotency_key,
+        reference=reference,
     )
 
 
@@ -83,6 +88,7 @@ class HistoryRow:
     idempotency_key: str | None
     idempotency_attempt: int
     reversed_id: UUID | None
+    reference: str | None
 
 
 def read_history(database: Database, business_id: UUID) -> list[HistoryRow]:
@@ -99,6 +105,7 @@ def read_history(database: Database, business_id: UUID) -> list[HistoryRow]:
             rows.c.idempotency_key,
             rows.c.idempotency_attempt,
             rows.c.reversed_id,
+            rows.c.reference,
         )
         .join_from(
             rows,
@@ -110,7 +117,7 @@ def read_history(database: Database, business_id: UUID) -> list[HistoryRow]:
         .order_by(rows.c.id)
     )
     with database.transaction() as connection:
-        return [HistoryRow(*row) for row in connection.execute(query)]
+        return [HistoryRow(**row._asdict()) for row in connection.execute(query)]
 
 
 def read_user_balances(database: Database, business_id: UUID) -> dict[str, int]:
@@ -170,6 +177,7 @@ groups = st.lists(
         amount_cents=st.integers(1, 10**8),
         deadline_us=st.integers(0, 2**63 - 1),
         idempotency_key=st.none() | texts,
+        reference=st.none() | texts,
     )
 )
 UNKNOWN_ID = uuid4()

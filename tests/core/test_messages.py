@@ -52,7 +52,7 @@ def test_another_secret_does_not_open_it() -> None:
     assert refusal_of(CODEC.seal(GROUP), GroupCodec(b"x" * 32)) == DAMAGED
 
 
-@pytest.mark.parametrize("version", ["", "0", "2", "11", " 1", "１"])  # noqa: RUF001 (a full-width 1)
+@pytest.mark.parametrize("version", ["", "0", "3", "11", " 1", "１"])  # noqa: RUF001 (a full-width 1)
 def test_another_version_is_not_opened(version: str) -> None:
     assert refusal_of(version + CODEC.seal(GROUP).removeprefix("1")) == UNKNOWN_VERSION
 
@@ -163,12 +163,33 @@ def test_message_that_the_release_before_encodes_can_be_opened(group: list[Alloc
     assert [msgspec.structs.astuple(each)[:7] for each in opened] == [msgspec.structs.astuple(each) for each in older]
 
 
+@pytest.mark.parametrize("version", ["1", "2"])
+def test_the_version_is_sealed_with_the_group(version: str) -> None:
+    named = [msgspec.structs.replace(each, reference="march") for each in GROUP]
+    other = CODEC.seal(GROUP if version == "2" else named)
+    assert refusal_of(version + other[1:]) == DAMAGED
+
+
 @given(groups)
 def test_message_of_today_can_be_opened_by_the_release_before(group: list[Allocation]) -> None:
+    group = [msgspec.structs.replace(each, reference=None) for each in group]
     opened = previous_release.open_sealed(CODEC.seal(group), HASH_SECRET)
     assert [msgspec.structs.astuple(each) for each in opened] == [msgspec.structs.astuple(each)[:7] for each in group]
 
 
+def test_the_release_before_drops_a_group_with_references() -> None:
+    """It would pay, and forget the references, so that a retry could pay again."""
+    sealed = CODEC.seal([GROUP[0], msgspec.structs.replace(GROUP[0], reference="march")])
+    assert sealed.startswith("2:")
+    assert CODEC.open(sealed)[1].reference == "march"
+    with pytest.raises(AssertionError):
+        previous_release.open_sealed(sealed, HASH_SECRET)
+
+
 def test_replies_to_the_release_before_are_ones_that_it_knows() -> None:
-    """A new outcome has to be one that it never gets, or to come a release after its meaning."""
-    assert {outcome.value for outcome in Outcome} == previous_release.OUTCOMES
+    """A new outcome has to be one that it never gets, or to come a release after its meaning.
+
+    It sends no references, and the setting that requires keys is switched on when all processes are new.
+    """
+    never = {Outcome.REFERENCE_REUSED, Outcome.IDEMPOTENCY_KEY_REQUIRED}
+    assert {outcome.value for outcome in set(Outcome) - never} == previous_release.OUTCOMES

@@ -11,8 +11,9 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from api.cli.main import cli
 from core import metrics
-from core.settings.loader import SECRETS, Settings, variable_name
+from core.settings.loader import SECRETS, Settings
 from core.settings.replaced import DERIVED, RENAMED
+from core.settings.variables import variable_name
 from tests.servers import ROOT
 
 FOLDER = ROOT / "docs/reference"

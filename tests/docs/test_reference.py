@@ -11,8 +11,9 @@ from click.testing import CliRunner
 
 from api.cli.main import cli
 from core import metrics
-from core.settings.loader import Settings, documented_settings, find_unknown_variables, variable_name
+from core.settings.loader import Settings, documented_settings, find_unknown_variables
 from core.settings.replaced import DERIVED, RENAMED
+from core.settings.variables import variable_name
 from tests.docs.pages import PAGES
 from tests.docs.reference_pages import COMMAND, DEFINED, FOLDER, describe_metric, make_pages, walk_commands
 

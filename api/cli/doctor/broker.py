@@ -5,10 +5,8 @@ from contextlib import closing
 from celery import Celery
 
 from api.cli.doctor.findings import Finding, Status, host_of
-from core.settings.loader import (
-    Settings,
-    variable_name,
-)
+from core.settings.loader import Settings
+from core.settings.variables import variable_name
 from workers.app import (
     check_broker,
 )

@@ -22,14 +22,8 @@ from api.cli.doctor.workers import check_beat, check_queues
 from api.local.data_dir import DEFAULT_DATA_DIR, DataDir
 from core.database.connection import Database
 from core.logging.setup import Logs
-from core.settings.loader import (
-    FILE_SUFFIX,
-    Settings,
-    SettingsError,
-    find_doubtful_variables,
-    load_settings,
-    variable_name,
-)
+from core.settings.loader import Settings, SettingsError, find_doubtful_variables, load_settings
+from core.settings.variables import FILE_SUFFIX, variable_name
 from workers.app import (
     create_celery,
 )

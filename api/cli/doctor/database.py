@@ -9,10 +9,8 @@ from sqlalchemy import Connection
 from api.cli.doctor.findings import Finding, Status, host_of
 from core.database.connection import DATABASE_ERRORS, Database, describe_error, read_clock_us
 from core.database.revision import REQUIRED_REVISION, read_revision
-from core.settings.loader import (
-    Settings,
-    variable_name,
-)
+from core.settings.loader import Settings
+from core.settings.variables import variable_name
 
 _CLOCK_SKEW_MAX_S = 5.0
 _POSTGRES_VERSION_MIN = 18

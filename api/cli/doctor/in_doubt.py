@@ -5,7 +5,8 @@ from contextlib import closing
 
 from api.cli.doctor.findings import Finding, Status
 from core.in_doubt.files import StateFolderError
-from core.settings.loader import Settings, variable_name
+from core.settings.loader import Settings
+from core.settings.variables import variable_name
 from workers.in_doubt import open_records
 
 

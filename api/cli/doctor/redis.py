@@ -7,10 +7,8 @@ from contextlib import suppress
 import redis
 
 from api.cli.doctor.findings import Finding, Status, host_of
-from core.settings.loader import (
-    Settings,
-    variable_name,
-)
+from core.settings.loader import Settings
+from core.settings.variables import variable_name
 from workers.servers import open_redis
 
 _REDIS_VERSION_MIN = (6, 2)

@@ -11,10 +11,8 @@ from api.allocations.publisher import Publisher, make_instance_prefix
 from api.allocations.replies import Replies, Reply
 from api.cli.doctor.findings import Finding, Status
 from core.messages import GroupCodec
-from core.settings.loader import (
-    Settings,
-    variable_name,
-)
+from core.settings.loader import Settings
+from core.settings.variables import variable_name
 from workers.app import (
     BATCHES_QUEUE,
     PERIODIC_RUN_KEY,

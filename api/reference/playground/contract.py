@@ -22,6 +22,9 @@ from api.web.validation import (
     EMAIL_MAX,
     EMAIL_REQUIRED,
     EMAIL_STRING,
+    REFERENCE_CONTROL,
+    REFERENCE_MAX,
+    REFERENCE_STRING,
 )
 
 KEY = "sk_test_…"
@@ -32,6 +35,7 @@ _HASH = "6ba7b7c74572e4e4ac38e32cd523cdcb3cb3a49cff14624f2aa798530c00c4a7"
 _BATCH = "bat_0199f6d2c5aa7d22c3d4e5f607182930"
 _TIME = "2026-11-01T12:00:00.123456Z"
 _BODY = '{"email": "user@example.com", "amount": 10000}'
+_NAMED = '{"email": "user@example.com", "amount": 10000, "reference": "order-1234"}'
 _ROWS = '{"allocations": [{"email": "user@example.com", "amount": 10000, "reference": "order-1234"}]}'
 
 
@@ -44,6 +48,8 @@ class Situation(StrEnum):
     """Its payout balance is 0."""
     DISABLED = "disabled"
     """Payouts are disabled."""
+    KEYS_REQUIRED = "keys required"
+    """The business asks for an idempotency key or a reference with every payment."""
     REVOKED = "revoked"
     """The key has just been revoked."""
     INACTIVE = "inactive"
@@ -121,6 +127,15 @@ _QUEUED = {
     "created_at": _TIME,
     "updated_at": _TIME,
     "finished_at": None,
+    "already_paid": 0,
+}
+_ALREADY_PAID = {
+    **_QUEUED,
+    "status": "completed",
+    "amount": 0,
+    "processed": 1,
+    "finished_at": _TIME,
+    "already_paid": 1,
 }
 
 EXAMPLES: dict[str, Example] = {
@@ -229,6 +244,46 @@ EXAMPLES: dict[str, Example] = {
     "key-malformed": _refused(
         "A key with a space in it", responses.IDEMPOTENCY_KEY_MALFORMED, headers={"Idempotency-Key": "order 1234"}
     ),
+    # References
+    "reference-first": _pay("The first call with a reference", 201, {"hash": _HASH}, _NAMED),
+    "reference-again": _pay(
+        "The same reference again, whatever its key: nothing is moved",
+        201,
+        {"hash": _HASH},
+        _NAMED,
+        headers={"Idempotency-Key": "another-key"},
+        answer_headers={"Idempotent-Replayed": "true"},
+        before="reference-first",
+    ),
+    "key-required": _refused(
+        "Neither a key nor a reference, where the business requires one",
+        responses.IDEMPOTENCY_KEY_REQUIRED,
+        situation=Situation.KEYS_REQUIRED,
+    ),
+    "reference-type": _pay(
+        "A reference that is no string",
+        400,
+        {"reference": [REFERENCE_STRING]},
+        '{"email": "user@example.com", "amount": 10000, "reference": 1234}',
+    ),
+    "reference-text": _pay(
+        "A reference of more than 255 characters, with a control character",
+        400,
+        {"reference": [REFERENCE_MAX, REFERENCE_CONTROL]},
+        '{"email": "user@example.com", "amount": 10000, "reference": "' + LONG + '\\u0000!"}',
+    ),
+    "reference-reused": _refused(
+        "The same reference with another amount",
+        responses.REFERENCE_REUSED,
+        body='{"email": "user@example.com", "amount": 20000, "reference": "order-1234"}',
+        before="reference-first",
+    ),
+    "repeated": _pay(
+        "A field that is named twice",
+        400,
+        {"amount": ["The amount field must be given once."]},
+        '{"email": "user@example.com", "amount": 1, "amount": 10000}',
+    ),
     # Rate limits
     "too-many": _refused(
         "One call too many",
@@ -258,6 +313,13 @@ EXAMPLES: dict[str, Example] = {
         '{"status": "asleep"}',
         before="created",
     ),
+    "parameter": Example(
+        "A parameter that there is not",
+        "GET",
+        "/payout/transactions?form=2026-11-01",
+        400,
+        {"form": ["The form parameter is not known."]},
+    ),
     # Batches
     "batch": Example(
         "Accepted, and funded",
@@ -275,6 +337,16 @@ EXAMPLES: dict[str, Example] = {
         400,
         {"allocations.1.email": ["The allocations.1.email must be a valid email address."]},
         '{"allocations": [{"email": "user@example.com", "amount": 10000}, {"email": "user", "amount": 10000}]}',
+    ),
+    "batch-already-paid": Example(
+        "All rows are already paid: there is nothing to do",
+        "POST",
+        "/payout/batches",
+        202,
+        _ALREADY_PAID,
+        _ROWS,
+        answer_headers={"Location": f"/payout/batches/{_BATCH}"},
+        before="reference-first",
     ),
     "batch-insufficient": _refused(
         "The total is more than the payout balance",

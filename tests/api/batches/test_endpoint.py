@@ -15,7 +15,7 @@ import sqlalchemy as sa
 
 from api.resources.query_parameters import batches_cursor, results_cursor, users_cursor
 from core.batches import acceptance, payment, reading, release
-from core.batches.acceptance import Accepted, Submission
+from core.batches.acceptance import Accepted, Sorting, Submission
 from core.batches.payout_batch import BatchRow
 from core.credentials import KeyKind
 from core.ids import IdKind, format_id, new_id
@@ -43,6 +43,7 @@ ROWS = [
     {"email": "B@Example.com", "amount": 20, "reference": "=order, 2"},
     {"email": "a@example.com", "amount": 3, "reference": None},
 ]
+UNNAMED_ROWS = [{"email": row["email"], "amount": row["amount"]} for row in ROWS]
 ROWS_AS_CSV = 'email,amount,reference\na@example.com,100,order 1\nb@example.com,20,"=order, 2"\na@example.com,3,\n'
 ROWS_AS_NDJSON = "\n".join(map(json.dumps, ROWS))
 COLUMNS = ["row", "email", "amount_cents", "amount_dollars", "reference", "outcome", "hash", "transaction"]
@@ -103,8 +104,10 @@ def accept_unsent(system: System, account: Account, *rows: BatchRow) -> UUID:
     batch_id = new_id()
     with system.database.transaction() as connection:
         submission = Submission.of(account.business.id, account.api_key_id, rows, None)
-        acceptance.load_rows(connection, HASH_SECRET, submission, batch_id)
-        assert isinstance(acceptance.accept(connection, submission, batch_id), Accepted)
+        sorting = acceptance.sort_rows(connection, submission)
+        assert isinstance(sorting, Sorting)
+        acceptance.load_rows(connection, HASH_SECRET, submission, batch_id, sorting)
+        assert isinstance(acceptance.accept(connection, submission, batch_id, sorting), Accepted)
         assert release.release(connection, account.business.id, batch_id) is not None
         set_payouts_enabled(connection, account.business.id, enabled=False)
     return batch_id
@@ -171,6 +174,7 @@ def test_a_batch_is_accepted_and_then_paid(
         "created_at": accepted["created_at"],
         "updated_at": accepted["created_at"],
         "finished_at": None,
+        "already_paid": 0,
     }
     assert response.headers["location"] == f"{PATH}/{accepted['id']}"
     assert response.headers["content-type"] == "application/json"
@@ -420,8 +424,8 @@ def test_other_rows_with_the_same_key_are_refused(client: httpx.Client, account:
     assert len(read(client, account, PATH)["data"]) == 1
 
 
-def test_without_a_key_the_same_rows_are_paid_again(client: httpx.Client, account: Account) -> None:
-    assert pay(client, account, ROWS) != pay(client, account, ROWS)
+def test_without_keys_and_references_the_same_rows_are_paid_again(client: httpx.Client, account: Account) -> None:
+    assert pay(client, account, UNNAMED_ROWS) != pay(client, account, UNNAMED_ROWS)
     assert read(client, account, "/balance")["payout_balance"] == FUNDS_CENTS - 246
 
 
@@ -592,7 +596,7 @@ def test_a_cursor_behind_the_end_is_an_empty_page(system: System, client: httpx.
 
 def test_batches_are_listed_newest_first(client: httpx.Client, account: Account) -> None:
     assert read(client, account, PATH) == {"data": [], "has_more": False, "next_cursor": None}
-    ids = [pay(client, account, ROWS[:count]) for count in (1, 2, 3)][::-1]
+    ids = [pay(client, account, UNNAMED_ROWS[:count]) for count in (1, 2, 3)][::-1]
     documents = [read(client, account, f"{PATH}/{id_}") for id_ in ids]
     assert read(client, account, PATH)["data"] == documents
     first = read(client, account, PATH, limit=2)

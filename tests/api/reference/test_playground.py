@@ -81,6 +81,8 @@ class Caller:
         with self._system.database.transaction() as connection:
             if situation is Situation.DISABLED:
                 businesses.set_payouts_enabled(connection, self.account.business.id, enabled=False)
+            elif situation is Situation.KEYS_REQUIRED:
+                businesses.set_requires_keys(connection, self.account.business.id, required=True)
             elif situation is Situation.REVOKED:
                 api_keys.revoke_api_key(connection, self.account.api_key_id)
         if situation is Situation.INACTIVE:
@@ -94,7 +96,11 @@ class Caller:
 
     def make(self, shown: Shown) -> httpx.Response:
         headers = {name: self._fill_in(value) for name, value in shown.headers.items()}
-        body = shown.body and shown.body.replace(f"{LONG}@", "x" * 300 + "@").replace(LONG, "x" * 70_000)
+        body = shown.body
+        if body:
+            for end in ("@", "\\u0000"):
+                body = body.replace(f"{LONG}{end}", "x" * 300 + end)
+            body = body.replace(LONG, "x" * 70_000)
         path = USER_ID.sub(lambda _: self._user_id(), shown.path) if shown.before else shown.path
         answer = self._client.request(shown.method, path, headers=headers, content=body)
         if answer.status_code == 201:
@@ -182,6 +188,10 @@ def test_the_page_has_every_field_error_of_a_payment(shown_by_name: dict[str, Sh
         "The amount must be an integer.",
         "The amount must be at least 1.",
         "The amount may not be greater than 100000000.",
+        "The amount field must be given once.",
+        "The reference must be a string.",
+        "The reference may not be greater than 255 characters.",
+        "The reference may not contain control characters.",
     }
 
 

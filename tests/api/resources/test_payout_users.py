@@ -320,6 +320,7 @@ def test_every_wrong_parameter_is_reported(client: httpx.Client, account: Accoun
         "limit": ["The limit may not be greater than 100."],
         "cursor": ["The cursor is invalid."],
         "email": ["The email must be a valid email address."],
+        "unknown": ["The unknown parameter is not known."],
     }
     for accept in ("application/json", "text/csv"):
         response = client.get(

@@ -46,6 +46,7 @@ COLUMNS = [
     "reverses",
     "batch",
     "created_at",
+    "reference",
 ]
 LONG_ROWS = 10_000
 EXPORTS_AT_ONCE = 8
@@ -145,6 +146,7 @@ def test_an_allocation_is_shown_with_the_balances_after_it(
         "reverses": None,
         "batch": None,
         "created_at": user["created_at"],
+        "reference": None,
     }
     assert len(bytes.fromhex(row["id"].removeprefix("txn_"))) == 16
     assert row["created_at"].endswith("Z")
@@ -165,6 +167,7 @@ def test_a_funding_names_nobody(client: httpx.Client, account: Account) -> None:
         "reverses": None,
         "batch": None,
         "created_at": row["created_at"],
+        "reference": None,
     }
 
 
@@ -190,6 +193,7 @@ def test_a_reversal_names_what_it_undid(system: System, client: httpx.Client, ac
         "reverses": allocation["id"],
         "batch": None,
         "created_at": reversal["created_at"],
+        "reference": None,
     }
     assert client.get(f"{PATH}/{reversal['id']}", headers=account.headers).json() == reversal
 
@@ -392,6 +396,7 @@ def test_every_wrong_parameter_is_reported_as_json(client: httpx.Client, account
                 "user": ["The selected user is invalid."],
                 "from": ["The from is not a valid date."],
                 "to": ["The to is not a valid date."],
+                "email": ["The email parameter is not known."],
             },
         )
         assert response.headers["content-type"] == "application/json"
@@ -511,10 +516,10 @@ def test_csv_has_decimal_dollars_beside_cents(system: System, client: httpx.Clie
     user = rows[0]["user"]
     assert response.text.split("\r\n") == [
         ",".join(COLUMNS),
-        f"{ids[0]},reversal,{user},{EMAIL},123405,1234.05,USD,999993,9999.93,7,0.07,,{ids[1]},,{times[0]}",
-        f"{ids[1]},allocation,{user},{EMAIL},123405,1234.05,USD,876588,8765.88,123412,1234.12,order-17,,,{times[1]}",
-        f"{ids[2]},allocation,{user},{EMAIL},7,0.07,USD,999993,9999.93,7,0.07,,,,{times[2]}",
-        f"{ids[3]},funding,,,1000000,10000.00,USD,1000000,10000.00,,,,,,{times[3]}",
+        f"{ids[0]},reversal,{user},{EMAIL},123405,1234.05,USD,999993,9999.93,7,0.07,,{ids[1]},,{times[0]},",
+        f"{ids[1]},allocation,{user},{EMAIL},123405,1234.05,USD,876588,8765.88,123412,1234.12,order-17,,,{times[1]},",
+        f"{ids[2]},allocation,{user},{EMAIL},7,0.07,USD,999993,9999.93,7,0.07,,,,{times[2]},",
+        f"{ids[3]},funding,,,1000000,10000.00,USD,1000000,10000.00,,,,,,{times[3]},",
         "",
     ]
 

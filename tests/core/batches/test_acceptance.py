@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 
 from core.batches import acceptance
-from core.batches.acceptance import Accepted, Submission
+from core.batches.acceptance import Accepted, Sorting, Submission
 from core.batches.payout_batch import BatchRow, BatchStatus, PayoutBatch
 from core.database.connection import Database
 from core.ids import new_id
@@ -69,7 +69,7 @@ def test_a_total_over_64_bits_is_more_than_anybody_has(database: Database) -> No
     account = open_account(database, funds_cents=10**18)
     rows = make_rows(2**63 - 1, 2**63 - 1, 2**63 - 1)
     with database.transaction() as connection:
-        assert acceptance.find_obstacle(connection, submission_of(account, rows)) is Outcome.INSUFFICIENT_BALANCE
+        assert acceptance.sort_rows(connection, submission_of(account, rows)) is Outcome.INSUFFICIENT_BALANCE
     assert try_to_accept(database, account, rows) is Outcome.INSUFFICIENT_BALANCE
     assert (count_items(database, account), read_balances(database, account)) == (0, (10**18, 0))
 
@@ -86,7 +86,7 @@ def test_batches_at_once_never_reserve_more_than_there_is(database: Database) ->
     account = open_account(database, funds_cents=350)
     start = Barrier(THREADS)
 
-    def submit(_: int) -> Accepted | Outcome:
+    def submit(_: int) -> acceptance.Answer:
         start.wait()
         return try_to_accept(database, account, make_rows(60, 40))
 
@@ -104,12 +104,12 @@ def test_whoever_may_not_allocate_may_not_reserve(
 ) -> None:
     other = open_account(database)
 
-    def ask(api_key_id: UUID) -> Accepted | Outcome | None:
+    def ask(api_key_id: UUID) -> acceptance.Answer | Sorting:
         submission = Submission.of(payer.business.id, api_key_id, make_rows(1), None)
         with database.transaction() as connection:
             if is_asked_beforehand:
-                return acceptance.find_obstacle(connection, submission)
-            return acceptance.accept(connection, submission, new_id())
+                return acceptance.sort_rows(connection, submission)
+            return acceptance.accept(connection, submission, new_id(), Sorting(1))
 
     assert ask(uuid4()) is ask(other.api_key_id) is Outcome.UNAUTHORIZED
     switch_payouts(database, payer, enabled=False)
@@ -136,8 +136,8 @@ def test_what_is_rolled_back_was_never_accepted(database: Database, payer: Accou
 
     def break_off() -> None:
         with database.transaction() as connection:
-            acceptance.load_rows(connection, HASH_SECRET, submission, batch_id)
-            acceptance.accept(connection, submission, batch_id)
+            acceptance.load_rows(connection, HASH_SECRET, submission, batch_id, Sorting(3))
+            acceptance.accept(connection, submission, batch_id, Sorting(3))
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
@@ -148,7 +148,7 @@ def test_what_is_rolled_back_was_never_accepted(database: Database, payer: Accou
 # Idempotency keys
 
 
-def assert_replays(answer: Accepted | Outcome | None, batch: PayoutBatch) -> None:
+def assert_replays(answer: acceptance.Answer | Sorting, batch: PayoutBatch) -> None:
     assert isinstance(answer, Accepted)
     assert (answer.is_replay, answer.batch.id) == (True, batch.id)
 
@@ -170,8 +170,8 @@ def test_the_same_offer_that_is_accepted_meanwhile_is_never_too_much(
     with Database(database.engine.url.render_as_string(hide_password=False), transaction_timeout_s=None) as other:
         sa.event.listen(other.engine, "before_cursor_execute", accept_between)
         with other.transaction() as connection:
-            obstacle = acceptance.find_obstacle(connection, submission_of(payer, rows, "key"))
-    assert obstacle is None or isinstance(obstacle, Accepted)
+            obstacle = acceptance.sort_rows(connection, submission_of(payer, rows, "key"))
+    assert isinstance(obstacle, Sorting | Accepted)
 
 
 def test_a_key_replays_the_same_rows_and_refuses_others(database: Database, payer: Account) -> None:
@@ -179,7 +179,7 @@ def test_a_key_replays_the_same_rows_and_refuses_others(database: Database, paye
     batch = accept(database, payer, rows, "key")
     assert_replays(try_to_accept(database, payer, list(rows), "key"), batch)
     with database.transaction() as connection:
-        assert_replays(acceptance.find_obstacle(connection, submission_of(payer, rows, "key")), batch)
+        assert_replays(acceptance.sort_rows(connection, submission_of(payer, rows, "key")), batch)
     others = [
         rows[:1],
         rows[::-1],
@@ -197,7 +197,7 @@ def test_of_two_with_one_key_at_once_one_reserves_and_the_others_replay(database
     account = open_account(database, funds_cents=1_000)
     start = Barrier(THREADS)
 
-    def submit(_: int) -> Accepted | Outcome:
+    def submit(_: int) -> acceptance.Answer:
         start.wait()
         return try_to_accept(database, account, make_rows(600, 300), "key")
 
@@ -262,11 +262,11 @@ def test_of_a_batch_and_single_calls_with_one_key_at_once_one_kind_moves_money(d
         account = open_account(database)
         start = Barrier(4)
 
-        def submit(account: Account, start: Barrier) -> Accepted | Outcome:
+        def submit(account: Account, start: Barrier) -> acceptance.Answer:
             start.wait()
             return try_to_accept(database, account, make_rows(600), "key")
 
-        def call(account: Account, start: Barrier) -> Accepted | Outcome:
+        def call(account: Account, start: Barrier) -> acceptance.Answer:
             start.wait()
             return allocate(database, allocation_of(account, "a@example.com", 50, idempotency_key="key"))[0]
 

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import sqlalchemy as sa
 
 from core.batches import acceptance, release
-from core.batches.acceptance import Accepted
+from core.batches.acceptance import Accepted, Sorting
 from core.batches.payout_batch import BatchStatus
 from core.database.connection import Database
 from core.ids import new_id
@@ -130,8 +130,10 @@ def test_cancelling_waits_for_the_transaction_that_accepts(shared_database: Data
 
     with ThreadPoolExecutor() as threads:
         with shared_database.transaction() as connection:
-            acceptance.load_rows(connection, HASH_SECRET, submission, batch_id)
-            assert not isinstance(acceptance.accept(connection, submission, batch_id), Outcome)
+            sorting = acceptance.sort_rows(connection, submission)
+            assert isinstance(sorting, Sorting)
+            acceptance.load_rows(connection, HASH_SECRET, submission, batch_id, sorting)
+            assert not isinstance(acceptance.accept(connection, submission, batch_id, sorting), Outcome)
             refusing = threads.submit(refuse)
             wait_until_blocked(shared_database)
         assert refusing.result()

@@ -105,6 +105,47 @@ def test_main_balances_from_before_their_history_become_deposits(empty_database:
     assert [tuple(row) for row in rows] == [("deposit", 500, 500)]
 
 
+def test_references_of_batches_from_before_they_paid_once_are_kept(empty_database: Database) -> None:
+    """What an earlier release paid under a reference is not paid again; what it cancelled can be."""
+    config = Config()
+    config.set_main_option("script_location", str(Path(core.database.schema.__file__).parent / "migrations"))
+    with empty_database.transaction() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0005")
+        for statement in _BATCHES_OF_REVISION_5.strip().split(";"):
+            connection.exec_driver_sql(statement)
+    migrate(empty_database)
+    query = "SELECT reference, attempt, payment_id FROM payment_references ORDER BY 1, 2"
+    paid = "SELECT id, reference FROM payout_transactions ORDER BY 1"
+    with empty_database.transaction() as connection:
+        named = [(reference, attempt, id_.int) for reference, attempt, id_ in connection.exec_driver_sql(query)]
+        history = {id_.int: reference for id_, reference in connection.exec_driver_sql(paid)}
+    assert named == [("once", 0, 11), ("open", 0, 31), ("twice", -1, 12), ("twice", 0, 21)]
+    assert history == {11: "once", 12: "twice", 21: "twice", 13: None}
+
+
+_BATCHES_OF_REVISION_5 = """
+    INSERT INTO payout_batches (
+        business_id, id, status, total, amount, processed, allocated_amount, request_digest, finished_at
+    )
+    SELECT lpad('1', 32, '0')::uuid, lpad(batch::text, 32, '0')::uuid, status, total, total, processed, processed, '',
+        CASE WHEN status <> 'queued' THEN now() END
+    FROM (VALUES (1, 'completed', 3, 3), (2, 'cancelled', 2, 1), (3, 'queued', 1, 0))
+        AS made (batch, status, total, processed);
+    INSERT INTO payout_batch_items (business_id, batch_id, position, id, email, hash_digest, amount, reference)
+    SELECT lpad('1', 32, '0')::uuid, lpad(batch::text, 32, '0')::uuid, position, lpad(to_hex(id), 32, '0')::uuid,
+        'a@example.com', '', 1, reference
+    FROM (VALUES
+        (1, 0, 11, ' once '), (1, 1, 12, 'twice'), (1, 2, 13, ' '), (2, 0, 21, 'twice'), (2, 1, 22, 'never'),
+        (3, 0, 31, 'open')
+    ) AS made (batch, position, id, reference);
+    INSERT INTO payout_transactions (business_id, id, type, payout_user_id, amount, payout_balance_after, batch_id)
+    SELECT business_id, id, 'allocation', id, amount, 0, batch_id
+    FROM payout_batch_items
+    WHERE id <> lpad(to_hex(22), 32, '0')::uuid AND id <> lpad(to_hex(31), 32, '0')::uuid
+"""
+
+
 def test_the_required_revision_is_the_newest_migration() -> None:
     config = Config()
     config.set_main_option("script_location", str(Path(core.database.schema.__file__).parent / "migrations"))

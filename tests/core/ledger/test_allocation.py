@@ -8,7 +8,7 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.ledger.allocation import BusinessState, Claim, Decision, IdempotencyUse, LockedState, decide
+from core.ledger.allocation import BusinessState, Claim, Decision, LockedState, Use, decide
 from core.messages import Allocation, Outcome
 from tests.core.builders import UNKNOWN_ID, keys_of, make_allocation
 
@@ -45,7 +45,7 @@ def with_business(state: LockedState, balance_cents: int, *, enabled: bool = Tru
     return replace(state, businesses={**state.businesses, BUSINESS: BusinessState(balance_cents, enabled)})
 
 
-def with_use(state: LockedState, use: IdempotencyUse, key: str = "key") -> LockedState:
+def with_use(state: LockedState, use: Use, key: str = "key") -> LockedState:
     return replace(state, idempotency_uses={(BUSINESS, key): use})
 
 
@@ -123,7 +123,7 @@ def test_an_empty_group_decides_nothing() -> None:
 def test_the_first_rule_that_applies_decides() -> None:
     """Start with everything wrong, put one thing after the other right."""
     each = allocation(deadline_us=NOW_US - 1, api_key_id=REVOKED_API_KEY, idempotency_key="key")
-    state = with_use(with_business(STATE, 0, enabled=False), IdempotencyUse(UNKNOWN_ID, each.email, 99))
+    state = with_use(with_business(STATE, 0, enabled=False), Use(UNKNOWN_ID, each.email, 99))
     state = replace(state, history_keys={each.key})
     assert decide(state, [each]) == Decision([Outcome.ALLOCATED], [])
     state = replace(state, history_keys=set())
@@ -132,7 +132,7 @@ def test_the_first_rule_that_applies_decides() -> None:
     assert decide(state, [each]).outcomes == [Outcome.UNAUTHORIZED]
     each = msgspec.structs.replace(each, api_key_id=API_KEY)
     assert decide(state, [each]).outcomes == [Outcome.IDEMPOTENCY_KEY_REUSED]
-    state = with_use(state, IdempotencyUse(UNKNOWN_ID, each.email, each.amount_cents))
+    state = with_use(state, Use(UNKNOWN_ID, each.email, each.amount_cents))
     assert decide(state, [each]).outcomes == [Outcome.REPLAYED]
     state = replace(state, idempotency_uses={})
     assert decide(state, [each]).outcomes == [Outcome.PAYOUTS_DISABLED]
@@ -149,7 +149,9 @@ def test_outcomes_are_listed_by_their_precedence() -> None:
         Outcome.UNAUTHORIZED,
         Outcome.REPLAYED,
         Outcome.IDEMPOTENCY_KEY_REUSED,
+        Outcome.REFERENCE_REUSED,
         Outcome.PAYOUTS_DISABLED,
+        Outcome.IDEMPOTENCY_KEY_REQUIRED,
         Outcome.INSUFFICIENT_BALANCE,
         Outcome.FAILED,
     ]
@@ -159,7 +161,7 @@ def test_outcomes_are_listed_by_their_precedence() -> None:
 
 
 def test_the_same_key_with_the_same_values_replays() -> None:
-    state = with_use(STATE, IdempotencyUse(UNKNOWN_ID, "user@example.com", 10))
+    state = with_use(STATE, Use(UNKNOWN_ID, "user@example.com", 10))
     again = allocation(10, idempotency_key="key")
     assert decide(state, [again]) == Decision([Outcome.REPLAYED], [], [Claim(again, UNKNOWN_ID)])
 
@@ -171,7 +173,7 @@ def test_a_replay_that_was_decided_before_is_one_again_also_past_its_deadline() 
 
 
 def test_the_same_key_with_another_amount_or_email_is_a_reuse() -> None:
-    state = with_use(STATE, IdempotencyUse(UNKNOWN_ID, "user@example.com", 10))
+    state = with_use(STATE, Use(UNKNOWN_ID, "user@example.com", 10))
     others = [allocation(11, idempotency_key="key"), allocation(10, email="b@example.com", idempotency_key="key")]
     assert decide(state, others) == Decision([Outcome.IDEMPOTENCY_KEY_REUSED] * 2, [])
 
@@ -195,7 +197,7 @@ def test_a_key_belongs_to_its_business() -> None:
 
 
 def test_a_reversed_use_frees_the_key_and_raises_the_attempt() -> None:
-    state = with_use(STATE, IdempotencyUse(UNKNOWN_ID, "user@example.com", 10, attempt=2, is_reversed=True))
+    state = with_use(STATE, Use(UNKNOWN_ID, "user@example.com", 10, attempt=2, is_reversed=True))
     decision = decide(state, [allocation(33, idempotency_key="key"), allocation(33, idempotency_key="key")])
     assert decision.outcomes == [Outcome.ALLOCATED, Outcome.REPLAYED]
     assert [entry.idempotency_attempt for entry in decision.entries] == [3]
@@ -236,9 +238,7 @@ _states = st.builds(
     history_keys=st.sets(st.tuples(st.sampled_from([BUSINESS, OTHER_BUSINESS]), st.sampled_from(_ids)), max_size=3),
     idempotency_uses=st.dictionaries(
         st.tuples(st.sampled_from([BUSINESS, OTHER_BUSINESS]), st.sampled_from(_keys)),
-        st.builds(
-            IdempotencyUse, st.sampled_from(_emails), st.integers(1, 40), attempt=st.integers(0, 3), is_reversed=...
-        ),
+        st.builds(Use, st.sampled_from(_emails), st.integers(1, 40), attempt=st.integers(0, 3), is_reversed=...),
     ),
 )
 
@@ -255,7 +255,7 @@ def state_after(state: LockedState, decision: Decision) -> LockedState:
             last_sequence=entry.sequence,
         )
         if each.idempotency_key is not None:
-            use = IdempotencyUse(each.id, each.email, each.amount_cents, entry.idempotency_attempt)
+            use = Use(each.id, each.email, each.amount_cents, entry.idempotency_attempt)
             uses[each.business_id, each.idempotency_key] = use
     history_keys = set(state.history_keys) | keys_of(entry.allocation for entry in decision.entries)
     return replace(state, businesses=businesses, history_keys=history_keys, idempotency_uses=uses)

@@ -46,7 +46,7 @@ def test_an_allocation_debits_credits_and_writes_the_history(database: Database,
     assert read_payout_balance(database, payer.business.id) == 999_600
     assert read_user_balances(database, payer.business.id) == {"a@example.com": 400}
     assert read_history(database, payer.business.id) == [
-        HistoryRow(paid.id, "allocation", "a@example.com", 400, 999_600, 400, "key", 0, None)
+        HistoryRow(paid.id, "allocation", "a@example.com", 400, 999_600, 400, "key", 0, None, None)
     ]
     assert verify_books(database).balanced
 

@@ -1,7 +1,5 @@
-"""Settings, read from the environment and checked at start."""
+"""Settings are read and checked from variables and files; every mistake is named, no secret shown."""
 
-import re
-import secrets
 from io import StringIO
 from pathlib import Path
 
@@ -10,45 +8,17 @@ import sqlalchemy as sa
 from rich.console import Console
 
 from core.settings.loader import (
-    Settings,
     SettingsError,
     find_doubtful_variables,
     find_unknown_variables,
     load_database_url,
     load_settings,
     read_secret_files,
-    variable_name,
 )
 from core.settings.replaced import DERIVED
 from core.settings.server_urls import SentinelUrl, parse_sentinel_url
-from tests.servers import HASH_SECRET, ROOT
-
-REQUIRED = {
-    "PAYOUTS_DATABASE_URL": "postgresql://user:db-password@host/name",
-    "PAYOUTS_REDIS_URL": "redis://:redis-password@host/0",
-    "PAYOUTS_HASH_SECRET": "the hash secret of these tests, long enough",
-}
-SECRETS = ["db-password", "redis-password", "broker-password", "hash secret of"]
-
-
-def files_that_show_settings() -> list[str]:
-    tests = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests").rglob("*.py"))
-    pages = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))
-    return ["README.md", *pages, "docker-compose.yml", "Procfile", ".ci/run", *tests]
-
-
-def load(**settings: str) -> Settings:
-    """Load the required settings, with changes (`group_max="5"`)."""
-    return load_settings(REQUIRED | {variable_name(name): value for name, value in settings.items()})
-
-
-def mistakes_of(**settings: str) -> list[str]:
-    with pytest.raises(SettingsError) as caught:
-        load(**settings)
-    assert str(caught.value) == "\n".join(caught.value.mistakes)
-    for secret in SECRETS:
-        assert secret not in str(caught.value) + repr(caught.value)
-    return caught.value.mistakes
+from core.settings.variables import variable_name
+from tests.core.settings.environments import REQUIRED, SECRETS, load, mistakes_of
 
 
 def test_three_settings_are_enough() -> None:
@@ -399,81 +369,3 @@ def test_a_database_password_of_any_characters_becomes_part_of_the_url(url: str,
     assert password in (made.password, made.query.get("password"))
     assert (made.host, made.port, made.database) == (expected.host, expected.port, expected.database)
     assert expected.query.items() <= made.query.items()
-
-
-SAFE = {
-    "environment": "production",
-    "hash_secret": secrets.token_hex(16),
-    "flower_password": secrets.token_urlsafe(12),
-}
-
-
-def test_production_takes_random_secrets() -> None:
-    for _ in range(200):
-        load(**SAFE | {"hash_secret": secrets.token_hex(16), "flower_password": secrets.token_hex(8)})
-    load(**SAFE | {"hash_secret": secrets.token_urlsafe(24)})
-
-
-def test_development_takes_any_secret_that_is_long_enough() -> None:
-    assert load(hash_secret="a" * 32).environment == "development"
-
-
-@pytest.mark.parametrize(
-    "secret",
-    [
-        HASH_SECRET,
-        REQUIRED["PAYOUTS_HASH_SECRET"],
-        "change-me-change-me-change-me-change-me",
-        "a" * 32,
-        "ab" * 20,
-        "0123456789abcdef" * 2,
-        "abcdefghijklmnopqrstuvwxyz012345",
-        "11112222333344445555666677778888",
-        "aabbaaabbbaabababbabbaabbbabaaba",
-    ],
-)
-def test_production_refuses_examples_and_what_nobody_drew_at_random(secret: str) -> None:
-    (mistake,) = mistakes_of(**SAFE | {"hash_secret": secret})
-    assert mistake.startswith("PAYOUTS_HASH_SECRET: its value ")
-    assert secret not in mistake
-
-
-@pytest.mark.parametrize("file", files_that_show_settings())
-def test_production_refuses_every_hash_secret_that_is_written_down(file: str) -> None:
-    text = (ROOT / file).read_text()
-    for secret in re.findall(r"hash_secret[\"']?(?:: | = |=)b?[\"']([^\"'\n]{32,})[\"']", text, re.IGNORECASE):
-        (mistake,) = mistakes_of(**SAFE | {"hash_secret": secret})
-        assert mistake.startswith("PAYOUTS_HASH_SECRET: its value ")
-
-
-@pytest.mark.parametrize(
-    ("changes", "variable"),
-    [
-        ({"hash_secret": ""}, "PAYOUTS_HASH_SECRET"),
-        ({"flower_password": ""}, "PAYOUTS_FLOWER_PASSWORD"),
-        ({"flower_password": "short"}, "PAYOUTS_FLOWER_PASSWORD"),
-        ({"flower_password": "password1234"}, "PAYOUTS_FLOWER_PASSWORD"),
-        ({"database_url": "postgresql://user:@host/name"}, "PAYOUTS_DATABASE_PASSWORD"),
-        ({"database_url": "postgresql://user@host/name"}, "PAYOUTS_DATABASE_PASSWORD"),
-    ],
-)
-def test_production_refuses_what_is_missing(changes: dict[str, str], variable: str) -> None:
-    (mistake,) = mistakes_of(**SAFE | changes)
-    assert mistake.startswith(variable)
-
-
-@pytest.mark.parametrize(
-    "url", ["postgresql:///name?host=/run/postgresql", "postgresql://user@host/name?sslcert=/cert"]
-)
-def test_production_takes_other_ways_to_prove_who_calls(url: str) -> None:
-    assert load(**SAFE | {"database_url": url}).database_url == url
-
-
-def test_production_checks_the_settings_of_every_command() -> None:
-    with pytest.raises(SettingsError) as caught:
-        load_database_url({"PAYOUTS_ENVIRONMENT": "production", "PAYOUTS_DATABASE_URL": "postgresql://u:p@host/name"})
-    assert [text.split(" ")[0] for text in caught.value.mistakes] == [
-        "PAYOUTS_REDIS_URL",
-        "PAYOUTS_HASH_SECRET",
-        "PAYOUTS_FLOWER_PASSWORD",
-    ]

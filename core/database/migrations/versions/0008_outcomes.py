@@ -4,13 +4,13 @@ A business gets a fence: no allocation whose deadline is at or before it is paid
 released, which what is answered 500 never is; those that exist are released, and so is what processes of the release
 before accept.
 
-Revision: 0007
+Revision: 0008
 """
 
 from alembic import op
 
-revision = "0007"
-down_revision = "0006"
+revision = "0008"
+down_revision = "0007"
 branch_labels = None
 depends_on = None
 
