@@ -20,7 +20,14 @@ from api.web.responses import REFUSAL_BY_OUTCOME, Refusal
 from api.web.validation import FieldErrors, NotAnObject
 from core import metrics
 from core.batches import acceptance, reading
-from core.batches.acceptance import Accepted, ReferencesReused, ReferencesTakenError, Sorting, Submission
+from core.batches.acceptance import (
+    Accepted,
+    ReferencesReused,
+    ReferencesTakenError,
+    ReferencesUndecidedError,
+    Sorting,
+    Submission,
+)
 from core.batches.payout_batch import PayoutBatch
 from core.database.connection import DATABASE_ERRORS, Database
 from core.ids import new_id
@@ -134,9 +141,7 @@ class BatchIntake:
     def _accept_submission(
         self, submission: Submission, attempt: Attempt, record: Callable[[Connection, PayoutBatch], None]
     ) -> Accepted | Refusal | ReferencesReused:
-        attempt.check_time()
-        found = self._database.read(lambda connection: acceptance.sort_rows(connection, submission))
-        answer = self._load(submission, found, attempt.check_time, record) if isinstance(found, Sorting) else found
+        answer = self._decide(submission, attempt.check_time, record)
         if isinstance(answer, Outcome):
             return REFUSAL_BY_OUTCOME[answer]
         if isinstance(answer, Accepted):
@@ -145,6 +150,21 @@ class BatchIntake:
                 metrics.PAYOUT_BATCHES_ACCEPTED.inc()
                 metrics.PAYOUT_BATCH_ROWS_ACCEPTED.inc(answer.batch.total - answer.batch.already_paid)
         return answer
+
+    def _decide(
+        self, submission: Submission, check_time: Callable[[], None], record: Callable[[Connection, PayoutBatch], None]
+    ) -> acceptance.Answer:
+        """Sort and load, and wait until other batches with the same references are released or cancelled."""
+        give_up_at = time.monotonic() + FIND_OUT_WITHIN_S
+        while True:
+            check_time()
+            try:
+                found = self._database.read(lambda connection: acceptance.sort_rows(connection, submission))
+                return self._load(submission, found, check_time, record) if isinstance(found, Sorting) else found
+            except ReferencesUndecidedError:
+                if time.monotonic() >= give_up_at:
+                    raise TimeoutError from None
+                time.sleep(AGAIN_AFTER_S)
 
     def _release(self, accepted: Accepted, attempt: Attempt) -> Accepted:
         """Release a batch unless its caller is answered 500; also one that an earlier call left unreleased."""

@@ -79,6 +79,10 @@ class ReferencesReused:
     rows: list[int]
 
 
+class ReferencesUndecidedError(Exception):
+    """A row has the reference of a batch whose caller was not answered yet: it may still be cancelled."""
+
+
 class ReferencesTakenError(Exception):
     """A reference was used since the submission was sorted; it has to be sorted again, behind the business's lock."""
 
@@ -123,6 +127,10 @@ def sort_rows(connection: Connection, submission: Submission) -> Answer | Sortin
     """Look references up, and tell without locks what would keep a submission from being accepted.
 
     So no rows are loaded in vain. Where the caller holds the business's lock, what is found stays true.
+
+    Raises:
+        ReferencesUndecidedError: it cannot be told yet.
+
     """
     # Before the look for a replay: what the same submission, sent twice at once, took meanwhile, it was accepted with.
     query = sa.select(businesses.c.payout_balance).where(businesses.c.id == submission.business_id)
@@ -156,6 +164,8 @@ def sort_references(connection: Connection, submission: Submission) -> Reference
         row = rows[number]
         if use.is_reversed:
             attempts[reference] = use.attempt + 1
+        elif use.is_undecided:
+            raise ReferencesUndecidedError
         elif (use.email, use.amount_cents) == (row.email, row.amount_cents):
             already_paid[number] = use.allocation_id
             amount_cents -= row.amount_cents

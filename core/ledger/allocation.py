@@ -31,6 +31,8 @@ class Use:
     """Counts the payments with this key or reference; each one before was reversed or cancelled."""
     is_reversed: bool = False
     """The payment was taken back, or its batch cancelled before it was made: key and reference are free again."""
+    is_undecided: bool = False
+    """Its batch is not released yet: its caller may be answered 500, and the reference then is free again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +181,8 @@ def _outcome_of_names(uses: tuple[_Uses, _Uses], allocation: Allocation) -> tupl
         (_find_use(reference_uses, allocation.reference, allocation), Outcome.REFERENCE_REUSED),
     ):
         if use is not None:
+            if use.is_undecided:
+                return Outcome.FAILED, None  # it is sent again, and decided then
             is_same = (use.email, use.amount_cents) == (allocation.email, allocation.amount_cents)
             return (Outcome.REPLAYED, use.allocation_id) if is_same else (reused, None)
     return None

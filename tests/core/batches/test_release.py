@@ -2,11 +2,12 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
 import sqlalchemy as sa
 
 from core.batches import acceptance, release
-from core.batches.acceptance import Accepted, Sorting
-from core.batches.payout_batch import BatchStatus
+from core.batches.acceptance import Accepted, ReferencesUndecidedError, Sorting
+from core.batches.payout_batch import BatchRow, BatchStatus
 from core.database.connection import Database
 from core.ids import new_id
 from core.messages import Outcome
@@ -25,7 +26,7 @@ from tests.core.batch_builders import (
     submission_of,
     try_to_accept,
 )
-from tests.core.builders import HASH_SECRET, run_sql, wait_until_blocked
+from tests.core.builders import HASH_SECRET, allocate, allocation_of, run_sql, wait_until_blocked
 from tests.servers import Account, open_account, verify_books
 
 
@@ -138,3 +139,20 @@ def test_cancelling_waits_for_the_transaction_that_accepts(shared_database: Data
             wait_until_blocked(shared_database)
         assert refusing.result()
     assert read_balances(shared_database, payer) == before
+
+
+def test_reference_of_a_batch_that_may_be_cancelled_is_answered_to_nobody(database: Database, payer: Account) -> None:
+    rows = [BatchRow("ann@example.com", 100, "march")]
+    batch = accept_unreleased(database, payer, rows)
+    call = allocation_of(payer, "ann@example.com", 100, reference="march")
+    assert allocate(database, call) == [Outcome.FAILED]
+    with pytest.raises(ReferencesUndecidedError):
+        try_to_accept(database, payer, rows)
+    cancel_unreleased(database, batch)
+    assert allocate(database, call) == [Outcome.ALLOCATED]
+
+
+def test_reference_of_a_released_batch_replays(database: Database, payer: Account) -> None:
+    accept(database, payer, [BatchRow("ann@example.com", 100, "march")])
+    call = allocation_of(payer, "ann@example.com", 100, reference="march")
+    assert allocate(database, call) == [Outcome.REPLAYED]
