@@ -69,6 +69,3 @@ def test_beat_sends_the_task_to_the_batches_workers(system: System) -> None:
     [entry] = [each for each in celery.conf.beat_schedule.values() if each["task"] == FINISH_IN_DOUBT_TASK]
     assert entry["options"]["ignore_result"]
     assert celery.conf.task_routes[FINISH_IN_DOUBT_TASK] == {"queue": BATCHES_QUEUE}
-    query = sa.text("SELECT count(*) FROM payout_batches WHERE released_at IS NULL")
-    with system.database.transaction() as connection:
-        assert connection.execute(query).scalar_one() == 0
