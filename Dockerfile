@@ -1,5 +1,5 @@
 # One image for every process; docker-compose.yml says which.
-FROM python:3.11-slim AS build
+FROM python:3.13-slim AS build
 WORKDIR /src
 # Without pip in it: nothing is installed later.
 RUN python -m venv --without-pip /venv
@@ -11,7 +11,7 @@ COPY workers workers
 ARG EXTRAS=
 RUN pip --python /venv/bin/python install --no-cache-dir --constraint constraints.txt ".${EXTRAS}"
 
-FROM python:3.11-slim
+FROM python:3.13-slim
 RUN useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin payouts
 COPY --from=build /venv /venv
 # The root file system is read-only.

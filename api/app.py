@@ -106,7 +106,7 @@ class Parts:
     recent_requests: RecentRequests
 
     @classmethod
-    def make(cls, settings: Settings, recent_requests: RecentRequests) -> "Parts":
+    def make(cls, settings: Settings, recent_requests: RecentRequests, *, with_traces: bool) -> "Parts":
         """Make all parts; none connects yet."""
         timeout_s = settings.resolve_timeout_s
         database = Database.from_settings(settings)
@@ -115,14 +115,18 @@ class Parts:
         celery = create_celery(settings)
         clock = DatabaseClock(database)
         prefix = make_instance_prefix()
+        codec = GroupCodec(settings.hash_secret_bytes)
         publisher = Publisher(
             celery,
-            GroupCodec(settings.hash_secret_bytes),
+            codec,
             prefix,
             threads=settings.in_flight_max * 2,
             expires_after_s=settings.reply_timeout_s,
         )
-        replies = Replies(redis, prefix)
+        if with_traces:  # before the dispatcher, which asks the publisher once whether there are traces
+            trace_tasks(celery, sent_names=[ALLOCATE_TASK, PAY_CHUNK_TASK])
+            publisher.trace(*make_group_tracing())
+        replies = Replies(redis, codec, prefix)
         records = open_records(settings)
         resolver = Resolver(database, records, timeout_s=timeout_s)
         dispatcher = Dispatcher(settings, clock, publisher, replies, resolver)
@@ -159,11 +163,6 @@ class Parts:
             exporter=Exporter(settings, databases, redis, celery, dispatcher, replies, resolver),
             recent_requests=recent_requests,
         )
-
-    def trace(self) -> None:
-        """Have tasks carry the traces of the requests that send them."""
-        trace_tasks(self.celery, sent_names=[ALLOCATE_TASK, PAY_CHUNK_TASK])
-        self.publisher.trace(*make_group_tracing())
 
     @asynccontextmanager
     async def running(self, _: Litestar) -> AsyncIterator[None]:
@@ -246,9 +245,7 @@ def create_app(settings: Settings, recent_requests: RecentRequests, *, with_trac
     """Make the application with everything it needs."""
     if with_traces:
         start_tracing("web")
-    parts = Parts.make(settings, recent_requests)
-    if with_traces:
-        parts.trace()
+    parts = Parts.make(settings, recent_requests, with_traces=with_traces)
     create_payout = parts.make_create_payout()
     handlers = [allocations_endpoint.payout_route(create_payout), *parts.make_handlers()]
     pages = [parts.dashboard.router, parts.playground.router]

@@ -54,13 +54,3 @@ def payout_hash(hash_secret: bytes, business_id: UUID, normalised_email: str) ->
 def email_digest(hash_secret: bytes, normalised_email: str) -> str:
     """Return a short name for a user in logs; without the hash secret, no list of e-mails finds it."""
     return hmac.digest(hash_secret, b"email in logs\0" + normalised_email.encode(), "sha256")[:6].hex()
-
-
-def message_key(hash_secret: bytes) -> bytes:
-    """Derive the key that seals messages between API and workers; it reveals nothing of the hash secret."""
-    return hmac.digest(hash_secret, b"payouts message\0", "sha256")
-
-
-def record_key(hash_secret: bytes) -> bytes:
-    """Derive the key that seals records of what is in doubt; it reveals nothing of the hash secret."""
-    return hmac.digest(hash_secret, b"payouts in doubt\0", "sha256")

@@ -14,6 +14,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import prometheus_client
 from prometheus_client import (
@@ -95,8 +96,8 @@ _ALLOCATIONS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
 class Histogram(prometheus_client.Histogram):
     """A histogram that takes many values at once; one by one, the library's lock would cost more than counting."""
 
-    def _metric_init(self) -> None:
-        super()._metric_init()
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self._noted: list[float] = []
         _noting.append(self)
 
@@ -126,8 +127,8 @@ class Histogram(prometheus_client.Histogram):
 class Counter(prometheus_client.Counter):
     """A counter that need not be locked for each of many events."""
 
-    def _metric_init(self) -> None:
-        super()._metric_init()
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self._noted = 0
         _noting.append(self)
 
@@ -241,6 +242,11 @@ ROUND_TRIP_AGE_SECONDS = prometheus_client.Gauge(
 )
 PUBLISH_ERRORS = Counter("payouts_publish_errors", "groups that may not have reached the broker", registry=API)
 RESENDS = Counter("payouts_resends", "groups that were sent again because no reply came", registry=API)
+HELD_UP_RESENDS = Counter(
+    "payouts_held_up_resends",
+    "groups that were sent again because a worker wrote nothing: another transaction held rows of the business, say",
+    registry=API,
+)
 RESOLUTIONS = Counter(
     "payouts_resolutions",
     "allocations without a reply at the deadline, by what the history said: `committed`; `never`, which stays so; "
@@ -265,6 +271,14 @@ SUBSCRIBED = prometheus_client.Gauge(
     registry=API,
     multiprocess_mode="livemin",
 )
+FORGERIES = Counter(
+    "payouts_forgeries",
+    "records in Redis that were dropped because this installation did not seal them, by kind of record",
+    ["reason"],
+    registry=API,
+)
+for reason in ("reply", "session", "verdict", "request"):
+    FORGERIES.labels(reason)
 SUBSCRIPTION_LOSSES = Counter(
     "payouts_reply_subscription_losses", "times that the subscription to replies was lost", registry=API
 )
@@ -339,6 +353,11 @@ WORKER_ALLOCATIONS = Counter(
 for outcome in Outcome:
     ALLOCATIONS.labels(outcome.value)
     WORKER_ALLOCATIONS.labels(outcome.value)
+HELD_UP = Counter(
+    "payouts_held_up_allocations",
+    "copies of allocations that workers left for later, because another transaction held rows of the business",
+    registry=WORKER,
+)
 LOCKED_SECONDS = Histogram(
     "payouts_locked_seconds",
     "seconds from asking for the Redis locks of businesses until the worker went on",

@@ -1,5 +1,7 @@
 """Money is an integer number of cents, everywhere, always."""
 
+import re
+
 ALLOCATION_MAX_CENTS = 100_000_000
 """The largest amount of one allocation: 1,000,000.00 dollars (the HTTP contract)."""
 
@@ -19,3 +21,12 @@ def format_decimal(cents: int) -> str:
     sign = "-" if cents < 0 else ""
     dollars, rest = divmod(abs(cents), 100)
     return f"{sign}{dollars}.{rest:02d}"
+
+
+_DOLLARS = re.compile(r"([0-9]{1,16})(?:\.([0-9]{1,2}))?\Z")
+
+
+def parse_dollars(text: str) -> int | None:
+    """Return the cents of dollars with at most two decimals: `1404.78` is 140478; None where it is something else."""
+    match = _DOLLARS.match(text.strip())
+    return int(match[1] + (match[2] or "").ljust(2, "0")) if match else None

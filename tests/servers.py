@@ -213,6 +213,8 @@ def run_system(servers: Servers, parts: Parts | None = None, /, **settings: str)
             "PAYOUTS_HASH_SECRET": HASH_SECRET,
             "PAYOUTS_STATE_DIR": str(log_dir / "state"),
             **{f"PAYOUTS_{name.upper()}": value for name, value in settings.items()},
+            # Where coverage is measured, it is measured in these processes too.
+            **{name: value for name, value in os.environ.items() if name.startswith("COVERAGE_")},
         }
         system = System(f"http://127.0.0.1:{port}", environment, database, log_dir)
         try:

@@ -117,9 +117,10 @@ def test_constraints_pin_every_direct_dependency_and_name_no_address() -> None:
 
 def test_nothing_else_is_at_the_top() -> None:
     expected = {
-        ".ci", ".dockerignore", ".gitignore", "CHANGELOG.md", "CONTRIBUTING.md", "Dockerfile", "LICENSE", "Procfile",
-        "README.md", "SECURITY.md", "api", "constraints.txt", "core", "docker-compose.secrets.yml",
-        "docker-compose.yml", "docs", "monitoring", "pyproject.toml", "tests", "workers",
+        ".ci", ".dockerignore", ".github", ".gitignore", ".pre-commit-config.yaml", "CHANGELOG.md", "CONTRIBUTING.md",
+        "Dockerfile", "LICENSE", "Makefile", "Procfile", "README.md", "SECURITY.md", "api", "constraints.txt", "core",
+        "docker-compose.secrets.yml", "docker-compose.yml", "docs", "monitoring", "pyproject.toml", "tests",
+        "workers",
     }  # fmt: skip
     generated = {".git", ".coverage", ".venv", ".payouts", ".pytest_cache", ".mypy_cache", ".ruff_cache", ".hypothesis",
         ".import_linter_cache", "payouts.egg-info", "dist", "build", ".env", "secrets"}  # fmt: skip
@@ -155,3 +156,40 @@ def test_everything_that_is_imported_is_declared(arguments: list[str]) -> None:
         [Path(sys.executable).with_name("deptry"), *arguments], cwd=ROOT, capture_output=True, text=True
     )
     assert checked.returncode == 0, checked.stderr
+
+
+COMMANDS = re.findall(r"^\| .* \| `([a-z0-9.-]+)` \| `(.+)` \|$", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+@pytest.mark.parametrize(("target", "command"), COMMANDS, ids=[target for target, _ in COMMANDS])
+def test_make_runs_the_documented_command(target: str, command: str) -> None:
+    shown = subprocess.run(["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True)
+    assert shown.stdout.splitlines() == [command], shown.stderr
+
+
+def test_every_target_of_make_is_documented() -> None:
+    targets = set(re.findall(r"^([a-z0-9.-]+):.* ## .+$", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert targets - {"help", "setup", "some", "check-fast"} == {target for target, _ in COMMANDS}
+    phony = re.search(r"^\.PHONY: ((?:.*\\\n)*.*)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert phony
+    assert targets == set(phony[1].replace("\\", "").split())
+
+
+def test_hooks_run_commands_of_the_makefile() -> None:
+    """What a hook checks is what CI checks."""
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    makefile = (ROOT / "Makefile").read_text()
+    for hook in hooks:
+        command = re.sub(r" --(fix|no-cache)$", "", hook["entry"])
+        assert command in makefile
+
+
+@pytest.mark.parametrize(
+    "template", sorted((ROOT / ".github/ISSUE_TEMPLATE").glob("*.yml")), ids=lambda path: path.name
+)
+def test_issue_template_can_be_read(template: Path) -> None:
+    content = yaml.safe_load(template.read_text())
+    if template.name != "config.yml":
+        assert {"name", "description", "body"} <= content.keys()
+        assert all(field["type"] == "markdown" or field["attributes"]["label"] for field in content["body"])

@@ -24,7 +24,7 @@ PERIODIC_RUN_KEY = "payouts:periodic-task-ran"
 RESULT_KEY_PREFIX = "celery-task-meta-"
 """Celery's own: a result is stored under this and the task id, and published on a channel of the same name."""
 RESULT_EXPIRES_S = 60
-VERDICT_KEY = "payouts:verdict"
+VERDICT_KEY = "payouts:sealed-verdict"
 """Where in Redis the last verification of the books is, for whoever shows it."""
 _VERIFY_CHECK_EVERY_S = 60.0
 

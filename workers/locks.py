@@ -2,6 +2,7 @@
 
 import logging
 import secrets
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -15,13 +16,20 @@ logger = logging.getLogger(__name__)
 
 _POLL_S = 0.005
 
-# Takes every lock that is free; answers 1 or 0 for each, and leaves word where it is waited for.
+# Takes every lock that is free; answers 1 or 0 for each, and sets a mark where the caller waits. A lock with the
+# caller's own token counts as taken: a request that timed out may have been carried out all the same, before the retry
+# or after the caller went on without locks.
 _ACQUIRE = """
 local taken = {}
 for i, key in ipairs(KEYS) do
-    taken[i] = redis.call('SET', key, ARGV[1], 'NX', 'PX', ARGV[2]) and 1 or 0
-    if taken[i] == 0 then
+    if redis.call('SET', key, ARGV[1], 'NX', 'PX', ARGV[2]) then
+        taken[i] = 1
+    elseif redis.call('GET', key) == ARGV[1] then
+        redis.call('PEXPIRE', key, ARGV[2])
+        taken[i] = 1
+    else
         redis.call('SET', key .. ':wanted', 1, 'PX', ARGV[2])
+        taken[i] = 0
     end
 end
 return taken
@@ -55,16 +63,17 @@ class BusinessLocks:
         self._release = client.register_script(_RELEASE)
         self._ttl_ms = round(ttl_s * 1000)
         self._wait_s = wait_s
+        self._of_thread = threading.local()
 
-    def hold_in_turn(self, business_ids: Iterable[UUID]) -> Iterator[set[UUID]]:
+    def hold_in_turn(self, business_ids: Iterable[UUID], *, wait_s: float | None = None) -> Iterator[set[UUID]]:
         """Yield groups of businesses while their locks are held, until each was in one group.
 
-        A group is what could be had at once; the others follow. What another holds for longer than `wait_s`,
-        or what Redis cannot answer for, is yielded without its lock: the row locks decide anyway.
+        The first group is of the locks that are free; the others follow. After `wait_s` in all (None: what the
+        settings say), or where Redis does not answer, the rest is yielded without locks: the row locks decide anyway.
         """
         missing = set(business_ids)
         asked_at, is_waiting = time.monotonic(), False
-        give_up_at = asked_at + self._wait_s
+        give_up_at = asked_at + (self._wait_s if wait_s is None else wait_s)
         while missing:
             with self._hold_free(missing) as held:
                 group = held
@@ -99,7 +108,7 @@ class BusinessLocks:
     def _hold_free(self, business_ids: set[UUID]) -> Iterator[set[UUID] | None]:
         """Hold those of the locks that are free; None where Redis does not answer."""
         ordered = sorted(business_ids)
-        token = secrets.token_hex(16)
+        token = self._token()
         try:
             taken = self._acquire(keys=[lock_key(id_) for id_ in ordered], args=[token, self._ttl_ms])
         except redis.RedisError as error:
@@ -111,6 +120,13 @@ class BusinessLocks:
             yield held
         finally:
             self._give_back(held, token)
+
+    def _token(self) -> str:
+        """Return what marks the locks of this thread: the same each time, so that it knows its own again."""
+        token: str | None = getattr(self._of_thread, "token", None)
+        if token is None:
+            token = self._of_thread.token = secrets.token_hex(16)
+        return token
 
     def _give_back(self, held: set[UUID], token: str) -> None:
         if not held:

@@ -22,6 +22,7 @@ from workers.app import create_celery
 from workers.broker.results import ReplyBackend
 from workers.in_doubt import open_records
 from workers.locks import BusinessLocks
+from workers.patience import Patience
 from workers.schedule import PeriodicTasks
 from workers.servers import open_redis
 from workers.startup import wait_for_servers
@@ -42,12 +43,15 @@ def create_worker(settings: Settings) -> Celery:
     client = open_redis(settings, retries=1)
     database = Database.from_settings(settings)
     locks = BusinessLocks(client, ttl_s=settings.lock_ttl_s, wait_s=settings.lock_wait_s)
-    processor = GroupProcessor(database, locks, settings.hash_secret_bytes)
+    # A pool of its own: its transactions wait less for rows that others hold.
+    calls_database = Database.from_settings(settings, row_lock_timeout_s=settings.held_row_wait_s)
+    patience = Patience(settings.held_row_wait_s)
+    processor = GroupProcessor(calls_database, locks, settings.hash_secret_bytes, patience)
     register_tasks(celery, GroupCodec(settings.hash_secret_bytes), processor)
     batch_worker = PayoutBatchWorker(celery, database, locks)
     register_batch_tasks(celery, batch_worker, settings.batch_stalled_after_s, client)
     register_verification_task(celery, BooksVerifier(settings, client))
-    metrics.watch(settings, database)
+    metrics.watch(settings, database, calls_database)
     register_day_sum_tasks(celery, DaySummer(database))
     in_doubt = InDoubtWorker(database, open_records(settings), overdue_after_s=settings.reply_timeout_s)
     register_in_doubt_task(celery, in_doubt)

@@ -17,10 +17,10 @@ PORTS = 20
 _POOLS_IN_THIS_PROCESS = ("celery.concurrency.solo", "celery.concurrency.thread")
 
 
-def watch(settings: Settings, database: Database) -> None:
-    """Count tasks and connections, and serve all that is counted once the worker is ready."""
-    metrics.WORKER_POOL_IN_USE.set_function(lambda: database.count_connections()[0])
-    metrics.WORKER_POOL_SIZE.set_function(lambda: database.count_connections()[1])
+def watch(settings: Settings, *databases: Database) -> None:
+    """Count tasks and connections (of the fullest pool), and serve all that is counted once the worker is ready."""
+    metrics.WORKER_POOL_IN_USE.set_function(lambda: max(each.count_connections()[0] for each in databases))
+    metrics.WORKER_POOL_SIZE.set_function(lambda: max(each.count_connections()[1] for each in databases))
     started_at: dict[str, float] = {}
 
     def begin(task_id: str, **_: Any) -> None:

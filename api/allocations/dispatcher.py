@@ -11,17 +11,18 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
+from uuid import UUID
 
 from api.allocations.database_clock import DatabaseClock
 from api.allocations.publisher import Publisher
-from api.allocations.replies import Replies, Reply
+from api.allocations.replies import Replies, Told
 from api.allocations.resolver import Resolver
 from api.allocations.waiting_list import Pending, WaitingList
 from api.web.errors import TooManyWaitingError
 from core import metrics
 from core.database.connection import describe_error
 from core.logging.fields import about
-from core.messages import Allocation, Outcome
+from core.messages import Allocation, Outcome, Reply
 from core.settings.loader import Settings
 
 logger = logging.getLogger(__name__)
@@ -32,6 +33,10 @@ _POLL_S = 0.05
 _HELD_S = 0.05
 _PROBE_AFTER_S = 10.0
 _PROBE_TIMEOUT_S = 15.0
+_HELD_UP_AGAIN_AFTER_S = 0.05
+_HELD_UP_AGAIN_AFTER_MAX_S = 0.5
+_HELD_UP_SHARE = 4
+"""A business that is held up may let one in this many of all callers wait; it alone is refused beyond."""
 
 
 _ENDED = {outcome: metrics.ALLOCATIONS.labels(outcome.value) for outcome in Outcome}
@@ -43,15 +48,21 @@ class Exchange:
 
     group: list[Pending]
     undecided: list[Pending] = field(init=False)
+    business_ids: set[UUID] = field(init=False)
+    """The businesses of those, which take no turns meanwhile."""
     copies: dict[str, tuple[list[Pending], float]] = field(default_factory=dict)
     """By task id what was sent, and when by the event loop's clock, as long as there is no reply."""
     published: int = 0
+    untouched: int = 0
+    """How many copies are known to have done nothing for those who are undecided, and never will."""
+    held_up_again_after_s: float = _HELD_UP_AGAIN_AFTER_S
     resend_at: float = 0.0
     timer: asyncio.TimerHandle | None = None
 
     def __post_init__(self) -> None:
         """Begin with nobody told."""
         self.undecided = self.group
+        self.business_ids = {pending.allocation.business_id for pending in self.group}
 
 
 class Dispatcher:
@@ -74,6 +85,10 @@ class Dispatcher:
         self._waiting = WaitingList()
         self._callers = 0
         self._exchanges: set[Exchange] = set()
+        """Those that take one of the places for tasks under way."""
+        self._held_up: set[Exchange] = set()
+        """Those of businesses that no worker could do anything for, which take none: they are tried again."""
+        self._held_up_businesses: set[UUID] = set()
         self._replied_at = time.monotonic()
         self._sent_at = 0.0
         self._looking_again: asyncio.TimerHandle | None = None
@@ -93,7 +108,12 @@ class Dispatcher:
             TooManyWaitingError: too many others wait; nothing was sent.
 
         """
-        if self._callers >= self._settings.waiting_max:
+        waiting_max = self._settings.waiting_max
+        if self._callers >= waiting_max or (
+            self._held_up_businesses
+            and allocation.business_id in self._held_up_businesses
+            and self._waiting.count_of(allocation.business_id) >= waiting_max // _HELD_UP_SHARE
+        ):
             metrics.TOO_MANY_REQUESTS.labels("waiting").inc()
             raise TooManyWaitingError
         loop = asyncio.get_running_loop()
@@ -137,7 +157,7 @@ class Dispatcher:
         reply = self._replies.expect_later(task_id)
         try:
             await self._publisher.publish(task_id, [])
-            is_carried_out = await asyncio.wait_for(reply, timeout_s) == []
+            is_carried_out = await asyncio.wait_for(reply, timeout_s) is not None
         except TimeoutError:
             return False
         finally:
@@ -167,9 +187,9 @@ class Dispatcher:
         """Wait until every group is answered and resolved, for a bounded time."""
         loop = asyncio.get_running_loop()
         give_up_at = loop.time() + timeout_s
-        while (self._exchanges or self._tasks) and loop.time() < give_up_at:  # noqa: ASYNC110 (once, at the end)
+        while (self._exchanges or self._held_up or self._tasks) and loop.time() < give_up_at:  # noqa: ASYNC110 (once, at the end)
             await asyncio.sleep(_POLL_S)
-        if left := len(self._exchanges) + len(self._tasks):
+        if left := len(self._exchanges) + len(self._held_up) + len(self._tasks):
             logger.error("%d groups were still being resolved when the process ended", left)
 
     def _send_what_may_go(self) -> None:
@@ -236,6 +256,8 @@ class Dispatcher:
             metrics.GROUP_ALLOCATIONS.observe(len(undecided))
             arrived_before_s = now + self._settings.reply_timeout_s
             metrics.WAITING_SECONDS.observe_all([arrived_before_s - pending.due_at for pending in undecided])
+        elif exchange in self._held_up:
+            metrics.HELD_UP_RESENDS.inc()
         else:
             metrics.RESENDS.inc()
             logger.warning(
@@ -255,12 +277,15 @@ class Dispatcher:
         exchange.undecided = self._hand_over(exchange.undecided)
         if not exchange.undecided:
             self._end(exchange)
-        elif asyncio.get_running_loop().time() >= exchange.resend_at:
+            return
+        self._release_decided(exchange)
+        if asyncio.get_running_loop().time() >= exchange.resend_at:
             self._send_copy(exchange)
         else:
             self._wait(exchange)
+        self._send_what_may_go()
 
-    def _receive(self, exchange: Exchange, task_id: str, reply: Reply) -> None:
+    def _receive(self, exchange: Exchange, task_id: str, reply: Told) -> None:
         """Tell callers what a worker answered, and send the next group before they go on."""
         sent, sent_at = exchange.copies.pop(task_id)
         metrics.ROUND_TRIP_SECONDS.observe(asyncio.get_running_loop().time() - sent_at)
@@ -272,10 +297,43 @@ class Dispatcher:
             )
         else:  # a worker that drops what we send is none
             self._replied_at = time.monotonic()
-        self._answer(sent, reply, is_only_copy=exchange.published == 1)
+        self._answer(sent, reply, is_only_copy=exchange.published - exchange.untouched == 1)
         exchange.undecided = self._hand_over(exchange.undecided)
         if not exchange.undecided:
             self._end(exchange)
+            return
+        self._release_decided(exchange)
+        if reply is not None and _left_untouched(exchange.undecided, sent, reply):
+            exchange.untouched += 1
+            if not exchange.copies:
+                self._try_again_later(exchange)
+        self._send_what_may_go()
+
+    def _release_decided(self, exchange: Exchange) -> None:
+        """Let the businesses of an exchange take turns again whose callers all have been told."""
+        undecided = {pending.allocation.business_id for pending in exchange.undecided}
+        if decided := exchange.business_ids - undecided:
+            exchange.business_ids = undecided
+            self._waiting.release(decided)
+            self._note_held_up()
+
+    def _note_held_up(self) -> None:
+        if self._held_up or self._held_up_businesses:
+            self._held_up_businesses = {id_ for each in self._held_up for id_ in each.business_ids}
+
+    def _try_again_later(self, exchange: Exchange) -> None:
+        """Make room for others: no worker could do anything for the businesses that are left of an exchange.
+
+        Somebody holds their rows, say. They are tried again soon, then less often, and take no place meanwhile.
+        """
+        self._exchanges.discard(exchange)
+        self._held_up.add(exchange)
+        self._note_held_up()
+        exchange.resend_at = asyncio.get_running_loop().time() + exchange.held_up_again_after_s
+        exchange.held_up_again_after_s = min(exchange.held_up_again_after_s * 2, _HELD_UP_AGAIN_AFTER_MAX_S)
+        if exchange.timer is not None:
+            exchange.timer.cancel()
+        self._wait(exchange)
 
     def _end(self, exchange: Exchange) -> None:
         self._forget(exchange)
@@ -288,24 +346,27 @@ class Dispatcher:
         for task_id in exchange.copies:
             self._replies.forget(task_id)
         self._exchanges.discard(exchange)
-        self._waiting.release({pending.allocation.business_id for pending in exchange.group})
+        self._held_up.discard(exchange)
+        self._note_held_up()
+        self._waiting.release(exchange.business_ids)
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _answer(self, sent: list[Pending], reply: Reply, *, is_only_copy: bool) -> None:
+    def _answer(self, sent: list[Pending], reply: Told, *, is_only_copy: bool) -> None:
         """Answer callers from a worker's reply.
 
-        A refusal is certain while only one copy of the group was ever sent. Otherwise another copy may still
-        pay (after a top-up, say), so the caller is told at the deadline, when that is resolved.
+        A refusal is certain while only one copy of the group was ever sent, besides copies that are known to have
+        done nothing. Otherwise another copy may still pay (after a top-up, say), so the caller is told at the
+        deadline, when that is resolved.
         """
-        if reply is None or len(reply) != len(sent):
+        if reply is None or len(reply.outcomes) != len(sent):
             return
-        if Outcome.EXPIRED in reply:
+        if Outcome.EXPIRED in reply.outcomes:
             self._clock.doubt()
-        for pending, outcome in zip(sent, reply, strict=True):
+        for pending, outcome in zip(sent, reply.outcomes, strict=True):
             if outcome is Outcome.FAILED:
                 continue
             if is_only_copy or outcome in {Outcome.ALLOCATED, Outcome.REPLAYED, Outcome.EXPIRED}:
@@ -325,6 +386,14 @@ class Dispatcher:
         if due:
             self._start(self._resolver.resolve(due))
         return others
+
+
+def _left_untouched(undecided: list[Pending], sent: list[Pending], reply: Reply) -> bool:
+    """Tell whether it is certain that a copy did nothing for any of those who are undecided, nor ever will."""
+    if len(reply.outcomes) != len(sent):
+        return False
+    untouched = {id(sent[position]) for position in reply.untouched if 0 <= position < len(sent)}
+    return all(id(pending) in untouched for pending in undecided)
 
 
 def _allocations(group: list[Pending]) -> list[Allocation]:

@@ -93,7 +93,7 @@ class Publisher:
         businesses = len({allocation.business_id for allocation in allocations})
         self._celery.send_task(
             ALLOCATE_TASK,
-            args=[self._codec.seal(allocations)],
+            args=[self._codec.seal(allocations, task_id)],
             task_id=task_id,
             queue=queue,
             argsrepr=f"{len(allocations)} allocation{'s' if len(allocations) != 1 else ''}, "

@@ -9,7 +9,9 @@ import msgspec
 from redis.asyncio import Redis
 
 from core import metrics
-from core.messages import Outcome
+from core.logging.fields import about
+from core.messages import GroupCodec, Reply
+from core.sealing import ForgeryError
 from workers.app import RESULT_KEY_PREFIX
 
 logger = logging.getLogger(__name__)
@@ -26,26 +28,27 @@ class _TaskResult(msgspec.Struct):
 
 
 _decoder = msgspec.json.Decoder(_TaskResult)
-Reply = list[Outcome] | None
-"""The outcomes in the group's order; None where the task failed as a whole."""
+Told = Reply | None
+"""The reply; None where a worker dropped the group, or answers what only a newer process understands."""
 
 
 class Replies:
-    """Tells each reply to whoever expects it."""
+    """Tells each reply to whoever expects it. Only what a worker sealed for the task is a reply."""
 
-    def __init__(self, client: Redis, instance_prefix: str) -> None:
+    def __init__(self, client: Redis, codec: GroupCodec, instance_prefix: str) -> None:
         self._client = client
+        self._codec = codec
         self._pattern = f"{RESULT_KEY_PREFIX}{instance_prefix}*"
-        self._expected: dict[str, Callable[[Reply], None]] = {}
+        self._expected: dict[str, Callable[[Told], None]] = {}
         self.subscribed = asyncio.Event()
 
-    def expect(self, task_id: str, tell: Callable[[Reply], None]) -> None:
+    def expect(self, task_id: str, tell: Callable[[Told], None]) -> None:
         """Have a task's reply told as soon as it comes, once; call it before the task is published."""
         self._expected[RESULT_KEY_PREFIX + task_id] = tell
 
-    def expect_later(self, task_id: str) -> asyncio.Future[Reply]:
+    def expect_later(self, task_id: str) -> asyncio.Future[Told]:
         """Return a future for a task's reply; call it before the task is published."""
-        future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Told] = asyncio.get_running_loop().create_future()
         self.expect(task_id, lambda reply: None if future.done() else future.set_result(reply))
         return future
 
@@ -97,19 +100,28 @@ class Replies:
                 self._receive(key, data)
 
     def _receive(self, key: str, data: bytes | str) -> None:
-        tell = self._expected.pop(key, None)
-        if tell is not None:
-            tell(_decode(data))
+        """Tell a reply; go on expecting it where this is none."""
+        if key not in self._expected:
+            return
+        task_id = key.removeprefix(RESULT_KEY_PREFIX)
+        try:
+            told = self._open(data, task_id)
+        except ForgeryError as error:
+            metrics.FORGERIES.labels("reply").inc()
+            text = "a reply was dropped: %s; a worker of the release before does not seal its replies"
+            logger.error(text, error, extra=about(task_id=task_id))
+            return
+        self._expected.pop(key)(told)
+
+    def _open(self, data: bytes | str, task_id: str) -> Told:
+        try:
+            task = _decoder.decode(data)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            text = "it is no task's result"
+            raise ForgeryError(text) from None
+        # A task that failed as a whole decides nothing, whoever says so.
+        return None if task.result is None or task.status != "SUCCESS" else self._codec.open_reply(task.result, task_id)
 
 
 def _text(value: bytes | str) -> str:
     return value.decode() if isinstance(value, bytes) else value
-
-
-def _decode(data: bytes | str) -> Reply:
-    try:
-        task = _decoder.decode(data)
-        return msgspec.convert(task.result, list[Outcome]) if task.status == "SUCCESS" else None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        # msgspec.ValidationError too: an outcome of a newer worker, which resolving will find out.
-        return None

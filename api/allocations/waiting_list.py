@@ -51,6 +51,10 @@ class WaitingList:
         queue.append(pending)
         self.count += 1
 
+    def count_of(self, business_id: UUID) -> int:
+        """Return how many wait of a business."""
+        return len(self._by_business.get(business_id, ()))
+
     def take(self, group_max: int) -> list[Pending]:
         """Take a group of at most `group_max` over all businesses that may go; they are busy from now on."""
         group: list[Pending] = []

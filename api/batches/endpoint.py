@@ -9,7 +9,8 @@ from litestar.handlers import HTTPRouteHandler
 from sqlalchemy import Connection
 
 from api.batches.intake import BatchIntake
-from api.batches.rows import find_format
+from api.batches.reader.exports import RESULT_COLUMNS
+from api.batches.rows import find_body_format
 from api.resources import schemas
 from api.resources.pagination import Collection, Paginator
 from api.resources.query_parameters import PAGE, Parameters, batches_cursor, results_cursor
@@ -70,7 +71,7 @@ async def _create(request: HttpRequest, requests: BusinessRequests, intake: Batc
     if isinstance(identity, Refusal):
         return identity.response()
     idempotency_key = strip_key(read_header(request.scope["headers"], b"idempotency-key"))
-    written_as = find_format(request.headers.get("content-type", ""))
+    written_as = find_body_format(request.headers.get("content-type", ""))
     try:
         with intake.enter():
             body = await read_body(request, UPLOAD_TIMEOUT_S)
@@ -154,16 +155,7 @@ def result_collection(batch_id: str, hash_secret: bytes | None) -> Collection[Ba
         position_of=lambda row: row.position,
         write_cursor=results_cursor,
         document=document,
-        csv_columns=(
-            "row",
-            "email",
-            "amount_cents",
-            "amount_dollars",
-            "reference",
-            "outcome",
-            "hash",
-            "transaction",
-        ),
+        csv_columns=RESULT_COLUMNS,
         csv_row=csv_row,
     )
 

@@ -10,8 +10,9 @@ from uuid import UUID
 from sqlalchemy import Connection
 
 from api.batches.attempt import Attempt, carry_out
+from api.batches.reader.files import FileFormat
 from api.batches.releasing import AGAIN_AFTER_S, FIND_OUT_WITHIN_S, BatchReleaser
-from api.batches.rows import ROWS_REPORTED_MAX, BatchFormat, parse_rows
+from api.batches.rows import ROWS_REPORTED_MAX, parse_rows
 from api.web import responses
 from api.web.authentication import Identity, find_refusal
 from api.web.errors import TooManyWaitingError
@@ -84,7 +85,7 @@ class BatchIntake:
             self._entered -= 1
 
     async def accept(
-        self, identity: Identity, body: bytes, written_as: BatchFormat, idempotency_key: str | None
+        self, identity: Identity, body: bytes, written_as: FileFormat | None, idempotency_key: str | None
     ) -> Accepted | Refusal | FieldErrors:
         """Accept a batch as a whole, or say why not.
 
@@ -121,7 +122,7 @@ class BatchIntake:
         self,
         identity: Identity,
         body: bytes,
-        written_as: BatchFormat,
+        written_as: FileFormat | None,
         idempotency_key: str | None,
         attempt: Attempt,
     ) -> Accepted | Refusal | FieldErrors:

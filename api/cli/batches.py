@@ -24,14 +24,14 @@ _BATCHES_SHOWN_MAX = 100
 
 @click.group()
 def batch() -> None:
-    """See and cancel payout batches."""
+    """Show and cancel payout batches."""
 
 
 @batch.command("list")
 @click.argument("business_ref", metavar="BUSINESS")
 @admin_options
 def batch_list(business_ref: str, *, database: Database, as_json: bool) -> None:
-    """List a business's newest payout batches, up to a hundred."""
+    """List the newest payout batches of a business, at most 100."""
     with database.transaction() as connection:
         owner = find_business(connection, business_ref)
         found = reading.list_batches(connection, owner.id, limit=_BATCHES_SHOWN_MAX)
@@ -55,7 +55,7 @@ def batch_show(batch_id: str, *, database: Database, as_json: bool) -> None:
 @click.argument("batch_id", metavar="BATCH_ID")
 @admin_options
 def batch_cancel(batch_id: str, *, database: Database, as_json: bool) -> None:
-    """Stop a payout batch: what it has not paid yet goes back to the payout balance."""
+    """Cancel a payout batch. What it has not paid goes back to the payout balance."""
     with database.transaction() as connection:
         found = _find_batch(connection, batch_id)
         cancelled = admin_actions.cancel_batch(connection, COMMAND_LINE, found.business_id, found.id)

@@ -31,11 +31,17 @@ def business() -> None:
 
 @business.command("create")
 @click.argument("name")
-@click.option("--funds", type=click.IntRange(0, BALANCE_MAX_CENTS), default=0, metavar="CENTS", help="First funding.")
-@click.option("--enable-payouts", is_flag=True, help="Switch payouts on at once.")
+@click.option(
+    "--funds",
+    type=click.IntRange(0, BALANCE_MAX_CENTS),
+    default=0,
+    metavar="CENTS",
+    help="Add this to its payout balance.",
+)
+@click.option("--enable-payouts", is_flag=True, help="Switch payouts on.")
 @admin_options
 def business_create(name: str, funds: int, enable_payouts: bool, *, database: Database, as_json: bool) -> None:
-    """Create a business and its test twin, with a secret and a public key each, which are shown this once."""
+    """Create a business and its test twin, each with a secret and a public key. The keys are shown once."""
     with database.transaction() as connection:
         created = admin_actions.create_business(connection, COMMAND_LINE, name, payouts_enabled=enable_payouts)
         if funds:
@@ -111,12 +117,26 @@ def business_disable(business_ref: str, *, database: Database, as_json: bool) ->
     )
 
 
+@business.command("require-keys")
+@click.argument("business_ref", metavar="BUSINESS")
+@click.argument("state", type=click.Choice(["on", "off"]))
+@admin_options
+def business_require_keys(business_ref: str, state: str, *, database: Database, as_json: bool) -> None:
+    """Refuse payments without an Idempotency-Key or a reference, or stop refusing them."""
+    _business_action(
+        lambda connection, id_: admin_actions.set_requires_keys(connection, COMMAND_LINE, id_, required=state == "on"),
+        business_ref,
+        database,
+        as_json=as_json,
+    )
+
+
 @business.command("fund")
 @click.argument("business_ref", metavar="BUSINESS")
 @click.argument("amount_cents", metavar="CENTS", type=click.IntRange(1, BALANCE_MAX_CENTS))
 @admin_options
 def business_fund(business_ref: str, amount_cents: int, *, database: Database, as_json: bool) -> None:
-    """Add cents from outside to the payout balance."""
+    """Add cents to the payout balance."""
     _business_action(
         lambda connection, id_: admin_actions.fund_business(connection, COMMAND_LINE, id_, amount_cents),
         business_ref,
@@ -130,7 +150,7 @@ def business_fund(business_ref: str, amount_cents: int, *, database: Database, a
 @click.argument("amount_cents", metavar="CENTS", type=click.IntRange(1, BALANCE_MAX_CENTS))
 @admin_options
 def business_deposit(business_ref: str, amount_cents: int, *, database: Database, as_json: bool) -> None:
-    """Add cents from outside to the main balance, from which members fund payouts in the dashboard."""
+    """Add cents to the main balance, from which admins fund payouts in the dashboard."""
     _business_action(
         lambda connection, id_: admin_actions.deposit(connection, COMMAND_LINE, id_, amount_cents),
         business_ref,
@@ -143,7 +163,7 @@ def business_deposit(business_ref: str, amount_cents: int, *, database: Database
 @click.argument("business_ref", metavar="BUSINESS")
 @admin_options
 def business_recount(business_ref: str, *, database: Database, as_json: bool) -> None:
-    """Have the dashboard's sums by day counted anew, where `payouts verify` finds them wrong."""
+    """Count the dashboard's sums by day again. Use it when `payouts verify` finds them wrong."""
     with database.transaction() as connection:
         found = find_business(connection, business_ref)
         forget_sums(connection, found.id)
@@ -158,6 +178,7 @@ def _describe_business(each: Business) -> list[str]:
         f"  reserved         {format_dollars(each.reserved_balance)}",
         f"  main balance     {format_dollars(each.balance)}",
         f"  payouts          {'enabled' if each.payouts_enabled else 'disabled'}",
+        f"  keys             {'required' if each.requires_keys else 'not required'}",
     ]
 
 
@@ -171,6 +192,7 @@ def _business_document(each: Business) -> dict[str, Any]:
         "payout_balance": each.payout_balance,
         "reserved_balance": each.reserved_balance,
         "payouts_enabled": each.payouts_enabled,
+        "requires_keys": each.requires_keys,
         "low_balance_threshold": each.low_balance_threshold,
         "created_at": format_time(each.created_at),
     }

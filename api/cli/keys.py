@@ -40,13 +40,13 @@ def key() -> None:
 @key.command("create")
 @click.argument("business_ref", metavar="BUSINESS")
 @click.option("--test", "is_test", is_flag=True, help="A key for the business's test twin.")
-@click.option("--public", "is_public", is_flag=True, help="A public key in place of a secret one.")
+@click.option("--public", "is_public", is_flag=True, help="A public key instead of a secret one.")
 @click.option("--name", default="", help="What the key is for.")
 @admin_options
 def key_create(
     business_ref: str, is_test: bool, is_public: bool, name: str, *, database: Database, as_json: bool
 ) -> None:
-    """Create an API key, which is shown this once."""
+    """Create an API key. It is shown once."""
     kind = KeyKind.PUBLIC if is_public else KeyKind.SECRET
     with database.transaction() as connection:
         owner = find_business(connection, business_ref)
@@ -60,7 +60,7 @@ def key_create(
 @click.argument("business_ref", metavar="BUSINESS")
 @admin_options
 def key_list(business_ref: str, *, database: Database, as_json: bool) -> None:
-    """List a business's API keys, those of its test twin and revoked ones too."""
+    """List a business's API keys, including revoked ones and those of its test twin."""
     with database.transaction() as connection:
         found = api_keys.list_api_keys(connection, find_business(connection, business_ref).id)
         now = datetime.fromtimestamp(read_clock_us(connection) / 1_000_000, UTC)
@@ -83,7 +83,7 @@ def _describe_life(each: ApiKey, now: datetime) -> str:
 @click.argument("key_id", metavar="KEY_ID")
 @admin_options
 def key_revoke(key_id: str, *, database: Database, as_json: bool) -> None:
-    """Revoke an API key: it moves no money from now on."""
+    """Revoke an API key. It moves no money from now on."""
     with database.transaction() as connection:
         revoked = admin_actions.revoke_api_key(connection, COMMAND_LINE, None, _parse_key_id(key_id))
     print_document(_api_key_document(revoked), [f"{key_id} is revoked."], as_json=as_json)
@@ -96,11 +96,11 @@ def key_revoke(key_id: str, *, database: Database, as_json: bool) -> None:
     default="0s",
     metavar="DURATION",
     callback=lambda _context, _option, text: _parse_duration(text),
-    help="How much longer the old key works, such as 90s, 30m, 24h or 7d. Without it, it ends at once.",
+    help="How long the old key still works, such as 90s, 30m, 24h or 7d. Default: it ends at once.",
 )
 @admin_options
 def key_roll(key_id: str, grace: timedelta, *, database: Database, as_json: bool) -> None:
-    """Replace an API key by a new one with the same kind and name, which is shown this once."""
+    """Replace an API key by a new one of the same kind and name. The new key is shown once."""
     with database.transaction() as connection:
         id_ = _parse_key_id(key_id)
         created, text, old = admin_actions.roll_api_key(connection, COMMAND_LINE, None, id_, grace=grace)

@@ -18,7 +18,7 @@ from core.ledger.verification import verify as run_verification
 @click.command()
 @waiting_admin_options
 def migrate(*, database: Database, as_json: bool) -> None:
-    """Bring the database to this version's schema."""
+    """Migrate the database to the schema of this version."""
     revision = run_migrations(database)
     print_document({"revision": revision}, [f"The database is at revision {revision}."], as_json=as_json)
 
@@ -26,7 +26,7 @@ def migrate(*, database: Database, as_json: bool) -> None:
 @click.command()
 @patient_admin_options
 def verify(*, database: Database, as_json: bool) -> None:
-    """Prove that the books balance; exit code 1 where they do not, 2 where it could not be found out."""
+    """Prove that the books balance. Exit code 1: they do not. Exit code 2: it could not be checked."""
     with database.snapshot() as connection:
         found = run_verification(connection)
     lines = [

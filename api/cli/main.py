@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import rich_click as click
 
@@ -57,38 +57,65 @@ def cli() -> None:
 @click.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
-    "--port", type=click.IntRange(0, 65535), default=8000, envvar="PORT", show_default=True, help="Port; or $PORT."
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8000,
+    envvar="PORT",
+    show_default=True,
+    help="Port to listen on; or $PORT.",
 )
 @click.option(
     "--data-dir",
     type=click.Path(path_type=Path, file_okay=False),
     default=DEFAULT_DATA_DIR,
     show_default=True,
-    help="Where the embedded servers keep their data.",
+    help="Directory for the data of PostgreSQL and for secrets.",
 )
-@click.option("--flower/--no-flower", default=True, show_default=True, help="Flower, which shows the tasks.")
+@click.option("--flower/--no-flower", default=True, show_default=True, help="Run Flower, which shows the tasks.")
 def up(host: str, port: int, data_dir: Path, *, flower: bool) -> None:
-    """Run everything on this machine."""
+    """Run everything on this machine: PostgreSQL, Valkey, API, workers and Flower, until Ctrl-C."""
     run_up(host, port, data_dir, with_flower=flower)
 
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--key", envvar="PAYOUTS_KEY", required=True, help="Secret API key; or $PAYOUTS_KEY, which nobody sees.")
+@click.option("--key", envvar="PAYOUTS_KEY", required=True, help="Secret API key. Prefer $PAYOUTS_KEY.")
 @click.option(
     "--url", envvar="PAYOUTS_URL", default="http://127.0.0.1:8000", show_default=True, help="Server; or $PAYOUTS_URL."
 )
-@click.option("--decimal", is_flag=True, help="Amounts are in dollars, such as 10.50, and not in cents.")
+@click.option("--decimal", is_flag=True, help="Amounts are in dollars, such as 10.50, instead of cents.")
+@click.option("--expect", metavar="DOLLARS", help="Send nothing if the rows come to another sum, such as 1404.78.")
+@click.option("--email-column", metavar="NAME", help="The column of the e-mail addresses.")
+@click.option("--amount-column", metavar="NAME", help="The column of the amounts.")
+@click.option("--reference-column", metavar="NAME", help="The column of the references.")
+@click.option("--ignore-columns", metavar="NAMES", multiple=True, help="Columns to leave out, separated by commas.")
+@click.option("--sheet", metavar="NAME", help="The sheet of a workbook to pay.")
+@click.option(
+    "--hidden-rows",
+    type=click.Choice(["refuse", "take", "leave"]),
+    default="refuse",
+    show_default=True,
+    help="What becomes of the hidden rows of a sheet.",
+)
 @click.option("--dry-run", is_flag=True, help="Check the file and the balance, and send nothing.")
-@click.option("--yes", is_flag=True, help="Do not ask on a terminal.")
-def push(file: Path, key: str, url: str, *, decimal: bool, dry_run: bool, yes: bool) -> None:
-    """Pay the rows of a CSV or NDJSON file: email, amount and, if wanted, reference.
+@click.option("--yes", is_flag=True, help="Do not ask before paying.")
+def push(file: Path, key: str, url: str, *, expect: str | None, dry_run: bool, yes: bool, **how: Any) -> None:
+    """Pay the rows of a CSV, NDJSON, JSON or .xlsx file: email, amount and, if wanted, reference.
 
     The same file pays once, however often it is pushed: run it again after an interruption.
     """
     from api.cli.push import run_push
+    from api.cli.push_options import read_expected, read_options
 
-    run_push(file, url, key, in_dollars=decimal, is_dry_run=dry_run, is_confirmed=yes)
+    run_push(
+        file,
+        url,
+        key,
+        options=read_options(**how),
+        expected_cents=read_expected(expect),
+        is_dry_run=dry_run,
+        is_confirmed=yes,
+    )
 
 
 @click.command()
@@ -96,11 +123,16 @@ def push(file: Path, key: str, url: str, *, decimal: bool, dry_run: bool, yes: b
 @click.option(
     "--data-dir",
     type=click.Path(path_type=Path, file_okay=False),
-    help=f"Check what `payouts up` runs there (without PAYOUTS_DATABASE_URL: {DEFAULT_DATA_DIR}).",
+    help=f"Check the `payouts up` of this directory. Default without PAYOUTS_DATABASE_URL: {DEFAULT_DATA_DIR}.",
 )
-@click.option("--url", envvar="PAYOUTS_URL", help="The API's address; or $PAYOUTS_URL, which `payouts up` leaves.")
+@click.option(
+    "--url", envvar="PAYOUTS_URL", help="Server to check. Default: $PAYOUTS_URL, or the address of `payouts up`."
+)
 def doctor(*, as_json: bool, data_dir: Path | None, url: str | None) -> None:
-    """Check everything, and say what to do about what is wrong: exit code 1, or 2 for settings."""
+    """Check settings, servers, queues, processes and disk, and say what to do about each problem.
+
+    Exit code 1: a problem was found. Exit code 2: the settings are wrong.
+    """
     from api.cli.doctor.command import run_doctor
 
     sys.exit(run_doctor(data_dir, url, as_json=as_json))

@@ -23,7 +23,7 @@ _DEFAULT_URL = "http://127.0.0.1:8000"
 
 @click.group()
 def member() -> None:
-    """Invite, list and remove those who may sign in to the dashboard."""
+    """Invite, list and remove members, who may sign in to the dashboard."""
 
 
 @member.command("invite")
@@ -34,18 +34,18 @@ def member() -> None:
     type=click.Choice([role.value for role in Role]),
     default=Role.ADMIN.value,
     show_default=True,
-    help="Viewers see, admins change.",
+    help="A viewer reads; an admin also changes things.",
 )
 @click.option(
     "--url",
     envvar="PAYOUTS_URL",
-    help=f"Server of the link; or $PAYOUTS_URL, which `payouts up` leaves; or else {_DEFAULT_URL}.",
+    help=f"Server that the link names. Default: $PAYOUTS_URL, the address of `payouts up`, or {_DEFAULT_URL}.",
 )
 @admin_options
 def member_invite(
     business_ref: str, email: str, role: str, url: str | None, *, database: Database, as_json: bool
 ) -> None:
-    """Invite an e-mail to a business, by a link that works once and for a week; it is shown this once."""
+    """Invite an e-mail to a business. Prints a link, once; it works once and for a week."""
     url = url or find_own_url() or _DEFAULT_URL
     if not url.startswith(("http://", "https://")):
         text = f"{url!r} is not a URL that starts with http:// or https://."
@@ -68,7 +68,7 @@ def member_invite(
 @click.argument("business_ref", metavar="BUSINESS")
 @admin_options
 def member_list(business_ref: str, *, database: Database, as_json: bool) -> None:
-    """List a business's members, and whom it has invited."""
+    """List a business's members and open invitations."""
     with database.transaction() as connection:
         business = _find_live_business(connection, business_ref)
         found = members.list_members(connection, business.id)
@@ -85,7 +85,7 @@ def member_list(business_ref: str, *, database: Database, as_json: bool) -> None
 @click.argument("email")
 @admin_options
 def member_remove(business_ref: str, email: str, *, database: Database, as_json: bool) -> None:
-    """Remove a member, or end an invitation."""
+    """Remove a member or cancel an invitation."""
     with database.transaction() as connection:
         business = _find_live_business(connection, business_ref)
         document, line = _remove(connection, business, normalise_email(email.strip()))

@@ -80,7 +80,8 @@ def _add_options(
     @click.option(
         "--data-dir",
         type=click.Path(path_type=Path, file_okay=False),
-        help=f"Find the database that `payouts up` runs there (without {_DATABASE_URL}: {DEFAULT_DATA_DIR}).",
+        help="Use the database of the `payouts up` of this directory. "
+        f"Default, without {_DATABASE_URL}: {DEFAULT_DATA_DIR}.",
     )
     @wraps(command)
     def wrapper(*args: Any, data_dir: Path | None, **kwargs: Any) -> None:

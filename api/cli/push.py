@@ -17,6 +17,8 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.text import Text
 
 from api.batches.files import Part, PushError, PushFile, PushLimits, read_file, split
+from api.batches.reader.reading import Options
+from api.batches.reader.summary import describe
 from api.cli.push_server import RESULT_COLUMNS, Batch, RefusedError, Server, renumber
 from core.batches.payout_batch import BatchStatus
 from core.money import format_dollars
@@ -82,7 +84,8 @@ def run_push(
     url: str,
     key: str,
     *,
-    in_dollars: bool = False,
+    options: Options | None = None,
+    expected_cents: int | None = None,
     is_dry_run: bool = False,
     is_confirmed: bool = False,
     limits: PushLimits | None = None,
@@ -98,7 +101,8 @@ def run_push(
     push: _Push | None = None
     limits = limits or PushLimits()
     try:
-        file = read_file(path, in_dollars=in_dollars)
+        file = read_file(path, options or Options())
+        _check_sum(file, expected_cents)
         server = Server(url, key, limits)
         try:
             push = _Push(file, server, limits)
@@ -119,6 +123,20 @@ def run_push(
         end = f"What was accepted is paid all the same. {_RUN_AGAIN}" if was_sent else "Nothing was sent."
         click.echo(f"\nStopped. {end}", err=True)
         sys.exit(_INTERRUPTED)
+
+
+def _check_sum(file: PushFile, expected_cents: int | None) -> None:
+    """Refuse a file that comes to another sum than was expected."""
+    amount = file.reading.amount_cents
+    if expected_cents is not None and amount != expected_cents:
+        text = (
+            f"The rows come to {format_dollars(amount)}, and --expect says {format_dollars(expected_cents)}. "
+            "Nothing was sent."
+        )
+        raise PushError(text)
+    if not file.rows:
+        text = "Every row of these results is paid already. Nothing was sent."
+        raise PushError(text)
 
 
 class _Push:
@@ -150,6 +168,8 @@ class _Push:
             f"{self._file.path.name}: {_count(len(rows), 'row')} for {_count(users, 'payout user')}, "
             f"{format_dollars(amount)} in {_count(len(self._parts), 'batch', 'batches')}"
         )
+        for line in describe(self._file.reading):
+            click.echo(line)
         try:
             balance = self._server.read_payout_balance()
             earlier = self._server.find_batch_like(rows[: self._parts[0].end])

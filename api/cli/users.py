@@ -23,14 +23,14 @@ from core.parties.payout_users import PayoutUser, UserStatus
 
 @click.group()
 def user() -> None:
-    """See, activate and deactivate payout users."""
+    """Show, activate and deactivate payout users."""
 
 
 @user.command("show")
 @click.argument("words", metavar="[BUSINESS] EMAIL", nargs=-1, required=True)
 @admin_options
 def user_show(words: tuple[str, ...], *, database: Database, as_json: bool) -> None:
-    """Show a payout user by e-mail, in any spelling; name the business where several have such a user."""
+    """Show a payout user by e-mail. Name the business if several have a user with this e-mail."""
     with database.transaction() as connection:
         _print_user(_find_user(connection, words), as_json=as_json)
 
@@ -39,7 +39,7 @@ def user_show(words: tuple[str, ...], *, database: Database, as_json: bool) -> N
 @click.argument("words", metavar="[BUSINESS] EMAIL", nargs=-1, required=True)
 @admin_options
 def user_activate(words: tuple[str, ...], *, database: Database, as_json: bool) -> None:
-    """Let a payout user's hash in again."""
+    """Activate a payout user: the hash is accepted again."""
     _set_user_status(words, UserStatus.ACTIVE, database, as_json=as_json)
 
 
@@ -47,7 +47,7 @@ def user_activate(words: tuple[str, ...], *, database: Database, as_json: bool) 
 @click.argument("words", metavar="[BUSINESS] EMAIL", nargs=-1, required=True)
 @admin_options
 def user_deactivate(words: tuple[str, ...], *, database: Database, as_json: bool) -> None:
-    """Lock a payout user's hash out. Allocations to the user go on, and the money waits."""
+    """Deactivate a payout user: the hash is refused. Allocations to the user are still accepted."""
     _set_user_status(words, UserStatus.INACTIVE, database, as_json=as_json)
 
 

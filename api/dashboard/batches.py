@@ -12,9 +12,17 @@ from redis.exceptions import RedisError
 from sqlalchemy import Connection
 
 from api.batches.endpoint import UPLOAD_TIMEOUT_S, result_collection
-from api.batches.files import check_upload
 from api.batches.intake import BatchIntake
+from api.batches.reader.amounts import Unit
 from api.dashboard.exports import export_csv
+from api.dashboard.file_check import (
+    MISTAKES_SHOWN_MAX,
+    FileChoices,
+    Unclear,
+    UnclearFile,
+    check_file,
+    read_choices,
+)
 from api.dashboard.forms import BODY_MAX_BYTES as FORM_MAX_BYTES
 from api.dashboard.forms import Form, check_origin, parse_upload, read_fields
 from api.dashboard.pages import (
@@ -41,14 +49,12 @@ from api.web.responses import INSUFFICIENT_BALANCE, PAYOUTS_DISABLED, HttpRespon
 from core import admin_actions
 from core.batches import reading
 from core.batches.acceptance import ReferencesReused, Submission
-from core.batches.payout_batch import BODY_MAX_BYTES, ROWS_MAX, BatchRow, BatchStatus, PayoutBatch
+from core.batches.payout_batch import BODY_MAX_BYTES, ROWS_MAX, BatchStatus, PayoutBatch
 from core.batches.reading import BatchResult
 from core.ids import IdKind, format_id, new_id, parse_id
 from core.money import format_dollars
 
 logger = logging.getLogger(__name__)
-
-MISTAKES_SHOWN_MAX = 100
 
 _ROWS = 25
 _RESULT_ROWS = 50
@@ -56,6 +62,7 @@ _ROWS_NAMED_MAX = 10
 _UPLOADS_AT_ONCE_MAX = 3
 _FILE_NAME_MAX_CHARACTERS = 100
 _UPLOAD = "/{business:str}/{mode:str}/batches/uploads/{upload_id:str}"
+_COLUMNS = f"{_UPLOAD}/columns"
 _BATCH = "/{business:str}/{mode:str}/batches/{batch_id:str}"
 _GONE = "The upload is not there any more: it waits for 15 minutes, and the next one takes its place. Upload it again."
 _ACCEPTED_BEFORE = "This upload was accepted before; nothing was done twice."
@@ -99,6 +106,11 @@ def batch_page_routes(
         handle = taking.preview if request.method == "GET" else taking.accept
         return await handle(request, business, mode, upload_id)
 
+    @route(_COLUMNS, http_method=["GET", "POST"], status_code=200)
+    async def ask_or_choose(request: HttpRequest, business: str, mode: str, upload_id: str) -> HttpResponse:
+        handle = taking.ask if request.method == "GET" else taking.choose
+        return await handle(request, business, mode, upload_id)
+
     @get(_BATCH)
     async def show_batch(request: HttpRequest, business: str, mode: str, batch_id: str) -> HttpResponse:
         after = Parameters(dict(request.query_params)).results_cursor()
@@ -125,7 +137,7 @@ def batch_page_routes(
 
         return await pages.change(request, business, mode, work, back=f"batches/{batch_id}")
 
-    return [list_batches, upload, preview_or_accept, show_batch, show_progress, export_results, cancel]
+    return [list_batches, upload, preview_or_accept, ask_or_choose, show_batch, show_progress, export_results, cancel]
 
 
 class _Taking:
@@ -148,12 +160,55 @@ class _Taking:
         try:
             body = await read_body(request, UPLOAD_TIMEOUT_S)
             found = await self._intake.run(lambda check_time: self._check(request, session, visit, body, check_time))
-            if isinstance(found, _Checked):
+            if isinstance(found, _Kept):
                 await self._uploads.keep(session.account_id, found.sealed)
         finally:
             self._under_way -= 1
-        if isinstance(found, _Checked):
-            return redirect(request, f"{visit.base}/batches/uploads/{found.upload_id.hex}")
+        return await self._go_on(request, session, visit, found)
+
+    async def ask(self, request: HttpRequest, business: str, mode: str, upload_id: str) -> HttpResponse:
+        """Show what is to be said of a file before it can be read."""
+        session = await self._pages.find_session(request)
+        file = await self._find_unclear(session, upload_id) if session else None
+
+        def work(_: Connection, visit: Visit) -> Answer:
+            require_admin(visit)
+            if file is None or file.business_id != visit.business.id:
+                return Redirect(f"{visit.base}/batches", _GONE, is_error=True)
+            return Page("batch_columns.html", {"file": file})
+
+        return await self._pages.show(request, business, mode, work)
+
+    async def choose(self, request: HttpRequest, business: str, mode: str, upload_id: str) -> HttpResponse:
+        """Read a file again, with what somebody said of it."""
+        session = await self._pages.require_session(request)
+        values = await read_fields(request)
+        self._pages.tokens.check(request, session.id, values)
+        visit = await self._admit(session, business, mode)
+        file = await self._find_unclear(session, upload_id)
+        if file is None or file.business_id != visit.business.id:
+            gone = Redirect(f"{visit.base}/batches", _GONE, is_error=True)
+            return await self._pages.answer(request, session, visit, gone)
+        choices = read_choices(values, file)
+        if isinstance(choices, str):
+            again = Redirect(f"{visit.base}/batches/uploads/{upload_id}/columns", choices, is_error=True)
+            return await self._pages.answer(request, session, visit, again)
+
+        def check(check_time: Callable[[], None]) -> _Kept | list[str]:
+            return self._read(session, visit, file.file_name, file.unit, file.content(), choices, check_time)
+
+        found = await self._intake.run(check)
+        if isinstance(found, _Kept):
+            await self._uploads.keep(session.account_id, found.sealed)
+        return await self._go_on(request, session, visit, found)
+
+    async def _go_on(
+        self, request: HttpRequest, session: Session, visit: Visit, found: "_Kept | list[str]"
+    ) -> HttpResponse:
+        """Go on to a file's preview or to what is open, or show its mistakes."""
+        if isinstance(found, _Kept):
+            end = "" if found.is_clear else "/columns"
+            return redirect(request, f"{visit.base}/batches/uploads/{found.upload_id.hex}{end}")
         page = await self._pages.threads.run(lambda connection: _list(connection, visit, None, found))
         return await self._pages.make_page(request, page, session, visit)
 
@@ -215,7 +270,7 @@ class _Taking:
 
     def _check(
         self, request: HttpRequest, session: Session, visit: Visit, body: bytes, check_time: Callable[[], None]
-    ) -> "_Checked | list[str]":
+    ) -> "_Kept | list[str]":
         """Read an upload's form and its file; return what was found, or the file's mistakes."""
         sent = parse_upload(body, request.headers.get("content-type", ""))
         self._pages.tokens.check(request, session.id, sent.values)
@@ -226,24 +281,44 @@ class _Taking:
         unit = sent.values.get("unit")
         if unit not in {"dollars", "cents"}:
             return ["Choose whether the amounts are in dollars or in cents."]
-        in_dollars = unit == "dollars"
-        rows, mistakes = check_upload(
-            name, content, in_dollars=in_dollars, mistakes_max=MISTAKES_SHOWN_MAX, check_time=check_time
-        )
-        if mistakes:
-            return mistakes
-        checked = [BatchRow(row.email, row.amount, row.reference) for row in rows]
+        return self._read(session, visit, name, Unit(unit), content, FileChoices(), check_time)
+
+    def _read(
+        self,
+        session: Session,
+        visit: Visit,
+        name: str,
+        unit: Unit,
+        content: bytes,
+        choices: FileChoices,
+        check_time: Callable[[], None],
+    ) -> "_Kept | list[str]":
+        """Read a file; return what is to be kept of it, or its mistakes."""
+        found = check_file(content, unit, choices, check_time)
+        if isinstance(found, list):
+            return found
         # Each file has an id of its own: what is accepted is what its preview showed.
         upload_id = new_id()
-        upload = Upload.of(upload_id, visit.business.id, name, checked)
-        return _Checked(upload_id, self._uploads.seal(session.account_id, upload))
+        business_id = visit.business.id
+        if isinstance(found, Unclear):
+            unclear = found.keep(upload_id, business_id, name, unit, content, choices)
+            return _Kept(upload_id, self._uploads.seal(session.account_id, unclear), is_clear=False)
+        upload = Upload.of(upload_id, business_id, name, found)
+        return _Kept(upload_id, self._uploads.seal(session.account_id, upload), is_clear=True)
 
     async def _find(self, session: Session, upload_id: str) -> Upload | None:
         sealed = await self._uploads.find(session.account_id)
         if sealed is None:
             return None
-        upload = await self._intake.run(lambda _: self._uploads.unseal(session.account_id, sealed))
+        upload = await self._intake.run(lambda _: self._uploads.unseal(session.account_id, sealed, Upload))
         return upload if upload is not None and upload.id.hex == upload_id else None
+
+    async def _find_unclear(self, session: Session, upload_id: str) -> UnclearFile | None:
+        sealed = await self._uploads.find(session.account_id)
+        if sealed is None:
+            return None
+        file = await self._intake.run(lambda _: self._uploads.unseal(session.account_id, sealed, UnclearFile))
+        return file if file is not None and file.id.hex == upload_id else None
 
     async def _remember(self, session: Session, upload: Upload) -> None:
         """Note that an upload is accepted; where Redis is gone, the batch's own key keeps it from being paid twice."""
@@ -266,11 +341,12 @@ def _explain(refused: Refusal | ReferencesReused) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class _Checked:
-    """An upload without mistakes."""
+class _Kept:
+    """A file that is kept: clear, and ready to be paid, or not."""
 
     upload_id: UUID
     sealed: bytes
+    is_clear: bool
 
 
 def _list(connection: Connection, visit: Visit, after: UUID | None, mistakes: list[str] | None = None) -> Page:

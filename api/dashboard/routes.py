@@ -51,7 +51,7 @@ class Dashboard:
             return self.answer_error(request, error)
 
         assets = Assets()
-        self._pages = Pages(self._threads, Sessions(self._redis), FormTokens(secret), Renderer(assets))
+        self._pages = Pages(self._threads, Sessions(self._redis, secret), FormTokens(secret), Renderer(assets))
         tries = SignInTries(self._redis, secret)
         uploads = Uploads(self._upload_redis, secret)
         self.router = Router(

@@ -312,6 +312,7 @@ def _create_batch() -> _Json:
             "reference": _REFERENCE,
         },
         "required": ["email", "amount"],
+        "additionalProperties": False,
     }
     body = _body(
         {"allocations": {"type": "array", "items": row, "minItems": 1, "maxItems": ROWS_MAX}},

@@ -20,6 +20,7 @@ from core import metrics
 from core.batches.reading import find_open
 from core.database.connection import Database
 from core.ledger.verification import Verdict
+from core.sealing import ForgeryError
 from core.settings.loader import Settings
 from workers.app import VERDICT_KEY
 from workers.broker.queues import QueueWatch
@@ -50,6 +51,7 @@ class Exporter:
     ) -> None:
         self._databases = databases
         self._redis = redis
+        self._hash_secret = settings.hash_secret_bytes
         self._queues = QueueWatch(celery)
         self._dispatcher = dispatcher
         self._replies = replies
@@ -141,8 +143,14 @@ class Exporter:
     async def _read_redis(self) -> tuple[Verdict | None, int]:
         """Return the last verdict, and how many records in doubt the installation has."""
         data: Any = await self._redis.get(VERDICT_KEY)
-        count: Any = self._redis.hlen(RECORDS_KEY)
-        return Verdict.decode(data), int(await count)
+        waiting: Any = self._redis.hlen(RECORDS_KEY)
+        count = int(await waiting)
+        try:
+            return Verdict.open(data, self._hash_secret), count
+        except ForgeryError as error:
+            metrics.FORGERIES.labels("verdict").inc()
+            logger.error("the last verdict was dropped: %s", error)
+            return None, count
 
 
 def metrics_route(exporter: Exporter) -> HTTPRouteHandler:

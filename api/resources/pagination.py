@@ -16,6 +16,7 @@ from sqlalchemy import Connection
 from api.resources import schemas
 from api.web import responses
 from api.web.business_request import BusinessRequests
+from api.web.csv_cells import escape_cell
 from api.web.errors import TooManyWaitingError
 from api.web.request import HttpRequest
 from api.web.responses import HttpResponse, Refusal
@@ -36,9 +37,6 @@ _TYPE_BY_RANGE = {
     **dict.fromkeys(("application/x-ndjson", "application/ndjson", "application/jsonl"), NDJSON),
 }
 _QUALITY = re.compile(r"(?:0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?)\Z")
-# What a spreadsheet takes for a formula. https://owasp.org/www-community/attacks/CSV_Injection
-_FORMULA_BEGINNINGS = ("=", "+", "-", "@", "＝", "＋", "－", "＠")  # noqa: RUF001 (full-width ones)
-_CONTROL_BEGINNINGS = ("\t", "\r", "\n")
 
 
 class ExportBrokeOffError(Exception):
@@ -220,11 +218,7 @@ def _cell(value: Any) -> Any:
     """Write a value so that no spreadsheet carries it out."""
     if isinstance(value, datetime):
         return value.isoformat().replace("+00:00", "Z")
-    if isinstance(value, str) and (
-        value.startswith(_CONTROL_BEGINNINGS) or value.lstrip().startswith(_FORMULA_BEGINNINGS)
-    ):
-        return "'" + value
-    return value
+    return escape_cell(value) if isinstance(value, str) else value
 
 
 _WRITERS = {

@@ -7,6 +7,7 @@ capped list in Redis. Bodies, queries and headers are never kept.
 import asyncio
 import logging
 from collections import deque
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from uuid import UUID
 
@@ -14,6 +15,7 @@ import msgspec
 from redis.exceptions import RedisError
 
 from api.web.request_log import RequestNote
+from core import metrics
 from core.settings.loader import Settings
 from workers.servers import open_async_redis
 
@@ -104,7 +106,7 @@ class RecentRequests:
         except (RedisError, OSError):
             return None
         # Several API processes push by turns.
-        return sorted(map(_decoder.decode, texts), key=lambda request: request.at, reverse=True)
+        return sorted(_decode(texts), key=lambda request: request.at, reverse=True)
 
     async def close(self) -> None:
         """Send the last ones, and let go of Redis."""
@@ -117,6 +119,15 @@ class RecentRequests:
             arguments.append(len(entries))
             arguments += [_encode(entry) for entry in entries]
         await self._push(keys=[_key(business_id) for business_id, _ in group], args=arguments)
+
+
+def _decode(texts: Iterable[bytes | str]) -> Iterator[RecentRequest]:
+    """Decode entries; what is none was written by somebody else, and is left out."""
+    for text in texts:
+        try:
+            yield _decoder.decode(text)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            metrics.FORGERIES.labels("request").inc()
 
 
 def _key(business_id: UUID) -> str:

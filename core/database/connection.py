@@ -61,6 +61,22 @@ def is_connection_error(error: Exception) -> bool:
     return cause.sqlstate.startswith(("08", "53300", "57P", "25P04"))
 
 
+def is_rolled_back(error: Exception) -> bool:
+    """Tell whether PostgreSQL refused a transaction, so that nothing of it is or ever will be committed.
+
+    Where the connection broke, the commit may have gone through all the same; so it may where the server itself broke
+    (severities FATAL and PANIC).
+    """
+    cause = _cause(error)
+    is_refusal = isinstance(cause, psycopg.Error) and cause.diag.severity_nonlocalized == "ERROR"
+    return is_refusal and not is_connection_error(error)
+
+
+def is_lock_timeout(error: Exception) -> bool:
+    """Tell whether a transaction gave up because another one holds a row that it needs."""
+    return isinstance(_cause(error), psycopg.errors.LockNotAvailable | psycopg.errors.QueryCanceled)
+
+
 def describe_error(error: BaseException) -> str:
     """Name an error for a log: its types and SQLSTATE, never its text, which may quote a row."""
     if isinstance(error, UserError):
@@ -176,13 +192,18 @@ class Database:
 
     @classmethod
     def from_settings(
-        cls, settings: Settings, *, transaction_timeout_s: float | None = None, pool_size: int | None = None
+        cls,
+        settings: Settings,
+        *,
+        transaction_timeout_s: float | None = None,
+        row_lock_timeout_s: float | None = None,
+        pool_size: int | None = None,
     ) -> Self:
         """Make the pool that a long-running process uses, or one for work that takes longer."""
         return cls(
             settings.database_url,
             transaction_timeout_s=transaction_timeout_s or settings.transaction_timeout_s,
-            row_lock_timeout_s=settings.row_lock_timeout_s,
+            row_lock_timeout_s=row_lock_timeout_s or settings.row_lock_timeout_s,
             connect_timeout_s=settings.database_connect_timeout_s,
             pool_size=pool_size or settings.database_pool_size,
             pooler=settings.database_pooler,

@@ -6,18 +6,15 @@ that is copied and kept changes nothing when it returns: what it asks for has be
 
 import base64
 import binascii
-import os
 from collections.abc import Sequence
 from enum import StrEnum
 from typing import Protocol
 from uuid import UUID
 
 import msgspec
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from core.credentials import record_key
 from core.ids import IdKind, format_id
+from core.sealing import ForgeryError, Seal
 
 
 class Doubt(StrEnum):
@@ -63,7 +60,7 @@ class RecordStore(Protocol):
 
 
 _VERSION = "1"
-_NONCE_BYTES = 12
+_PLACE = b"record 1"
 _encoder = msgspec.msgpack.Encoder(uuid_format="bytes")
 _decoder = msgspec.msgpack.Decoder(InDoubt)
 
@@ -72,13 +69,11 @@ class RecordCodec:
     """Seals and opens records. A sealed one is ASCII text without spaces."""
 
     def __init__(self, hash_secret: bytes) -> None:
-        self._cipher = AESGCM(record_key(hash_secret))
+        self._seal = Seal(hash_secret, "in doubt")
 
     def seal(self, record: InDoubt) -> str:
         """Encode and encrypt a record."""
-        nonce = os.urandom(_NONCE_BYTES)
-        sealed = self._cipher.encrypt(nonce, _encoder.encode(record), _VERSION.encode())
-        return f"{_VERSION}:{base64.b64encode(nonce + sealed).decode()}"
+        return f"{_VERSION}:{base64.b64encode(self._seal.seal(_encoder.encode(record), _PLACE)).decode()}"
 
     def open(self, text: str) -> InDoubt | None:
         """Return the record; None where it is damaged, not ours, or of another version."""
@@ -86,7 +81,6 @@ class RecordCodec:
         if version != _VERSION:
             return None
         try:
-            data = base64.b64decode(body, validate=True)
-            return _decoder.decode(self._cipher.decrypt(data[:_NONCE_BYTES], data[_NONCE_BYTES:], version.encode()))
-        except (binascii.Error, ValueError, InvalidTag, msgspec.DecodeError):
+            return _decoder.decode(self._seal.open(base64.b64decode(body, validate=True), _PLACE))
+        except (binascii.Error, ForgeryError, msgspec.DecodeError):
             return None

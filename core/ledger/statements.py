@@ -34,6 +34,19 @@ _LOCK_BUSINESSES = """
     FOR NO KEY UPDATE
 """
 
+# A row that another transaction holds is left out.
+_LOCK_FREE_BUSINESSES = f"{_LOCK_BUSINESSES} SKIP LOCKED"
+_FIND_BUSINESSES = "SELECT id FROM businesses WHERE id = ANY(%(business_ids)s::uuid[])"
+
+# `lock_timeout` limits each wait, and a transaction that is second in the queue for a row waits twice: the time for the
+# lock as a whole is that of its statement.
+_LIMIT_WAITS = """
+    SELECT set_config('payouts.statement_timeout', current_setting('statement_timeout'), true),
+        set_config('statement_timeout', %(wait_ms)s, true),
+        set_config('lock_timeout', %(wait_ms)s, true)
+"""
+_END_LIMIT = "SELECT set_config('statement_timeout', current_setting('payouts.statement_timeout'), true)"
+
 # A statement of its own, so that its snapshot is taken when the locks are held: whoever held them before has
 # committed, and revoking a key takes the same lock. `OFFSET 0` makes every look-up one of an index; from a young
 # table's statistics, the planner would rather read all of it, and keep that plan while the table grows.
@@ -214,16 +227,52 @@ _REVERSE = sa.text("""
 """)
 
 
-def allocate(connection: Connection, hash_secret: bytes, allocations: Sequence[Allocation]) -> list[Outcome]:
+def allocate(
+    connection: Connection, hash_secret: bytes, allocations: Sequence[Allocation], *, wait_s: float | None = None
+) -> list[Outcome]:
     """Debit, credit and write the history for a group; return the outcomes in its order.
 
     Runs inside the caller's transaction. Any number of deliveries of the same allocations pays once. Within
     `Database.pipeline`, what PostgreSQL refuses to write is raised at the pipeline's end.
+
+    With `wait_s`, the business rows are waited for that long in all, and each row of a payout user that long; after
+    that PostgreSQL raises an error, and nothing is written.
     """
     if not allocations:
         return []
     driver = driver_of(connection)
-    decision = decide(_lock_and_read(driver, allocations), allocations)
+    business_ids = uuid_array({allocation.business_id for allocation in allocations})
+    if wait_s is not None:
+        driver.execute(_LIMIT_WAITS, {"wait_ms": str(max(round(wait_s * 1000), 1))})
+    locked = driver.execute(_LOCK_BUSINESSES, {"business_ids": business_ids})
+    if wait_s is not None:
+        driver.execute(_END_LIMIT)
+    return _carry_out(driver, hash_secret, allocations, _read(driver, locked, allocations))
+
+
+def allocate_where_free(
+    connection: Connection, hash_secret: bytes, allocations: Sequence[Allocation]
+) -> tuple[list[Outcome], set[UUID]]:
+    """Do the same for the businesses whose rows nobody holds; return the ids of the others too.
+
+    Nothing is written for those, whose outcome is `failed`.
+    """
+    driver = driver_of(connection)
+    business_ids = {allocation.business_id for allocation in allocations}
+    locked = driver.execute(_LOCK_FREE_BUSINESSES, {"business_ids": uuid_array(business_ids)})
+    state = _read(driver, locked, allocations)
+    held: set[UUID] = set()
+    if missing := business_ids - state.businesses.keys():
+        held = {id_ for (id_,) in driver.execute(_FIND_BUSINESSES, {"business_ids": uuid_array(missing)})}
+    free = [allocation for allocation in allocations if allocation.business_id not in held]
+    outcomes = iter(_carry_out(driver, hash_secret, free, state))
+    return [Outcome.FAILED if each.business_id in held else next(outcomes) for each in allocations], held
+
+
+def _carry_out(
+    driver: psycopg.Connection, hash_secret: bytes, allocations: Sequence[Allocation], state: LockedState
+) -> list[Outcome]:
+    decision = decide(state, allocations)
     if decision.entries:
         _write(driver, hash_secret, decision.entries)
         _write_references(driver, [entry for entry in decision.entries if entry.allocation.reference is not None])
@@ -315,17 +364,18 @@ def withdraw(connection: Connection, call: Call) -> bool:
     return True
 
 
-def _lock_and_read(driver: psycopg.Connection, allocations: Sequence[Allocation]) -> LockedState:
-    """Lock the businesses and read all that a decision depends on; in a pipeline, in one round trip."""
+def _read(
+    driver: psycopg.Connection,
+    locked: psycopg.Cursor[Any],
+    allocations: Sequence[Allocation],
+) -> LockedState:
+    """Read all that a decision depends on, behind the locks; in a pipeline, in the round trip that takes those."""
     api_keys = list({(allocation.business_id, allocation.api_key_id) for allocation in allocations})
     keys = [allocation.key for allocation in allocations]
     # Only calls with an idempotency key or a reference can be replays.
     keyed = [allocation for allocation in allocations if allocation.idempotency_key is not None]
     referenced = [allocation for allocation in allocations if allocation.reference is not None]
 
-    locked = driver.execute(
-        _LOCK_BUSINESSES, {"business_ids": uuid_array({business_id for business_id, _ in api_keys})}
-    )
     state = driver.execute(
         _READ_STATE,
         {

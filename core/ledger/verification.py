@@ -7,6 +7,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from core.ids import IdKind, format_id
+from core.sealing import Seal
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,16 +42,23 @@ class Verdict(msgspec.Struct, frozen=True):
     ended_at_us: int
     took_s: float
 
-    def encode(self) -> bytes:
-        """Write it down."""
-        return msgspec.json.encode(self)
+    def seal(self, hash_secret: bytes) -> bytes:
+        """Write it down so that nobody can make up another."""
+        return Seal(hash_secret, "verdict").seal(msgspec.json.encode(self), b"")
 
     @staticmethod
-    def decode(data: bytes | None) -> "Verdict | None":
-        """Read it; None where there is none, or none that can be read."""
+    def open(data: bytes | None, hash_secret: bytes) -> "Verdict | None":
+        """Read it; None where there is none, or where a release to come wrote it.
+
+        Raises:
+            ForgeryError: nobody of this installation wrote it.
+
+        """
+        if data is None:
+            return None
         try:
-            return None if data is None else msgspec.json.decode(data, type=Verdict)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+            return msgspec.json.decode(Seal(hash_secret, "verdict").open(data, b""), type=Verdict)
+        except msgspec.DecodeError:
             return None
 
 

@@ -50,14 +50,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Meta(description="in `production`, nothing starts with a missing, weak or example secret"),
     ] = "development"
     database_url: Annotated[str, Meta(description="PostgreSQL 18, as `postgresql://user:password@host/name`")]
-    database_password: Annotated[str, Meta(description="the password, where the URL has none; in any characters")] = ""
+    database_password: Annotated[
+        str, Meta(description="password of the database, if the URL has none; any characters, not encoded")
+    ] = ""
     redis_url: Annotated[
         str,
         Meta(description="Redis or Valkey for locks and replies, as `redis://`, `rediss://` or `redis+sentinel://`"),
     ]
     broker_url: Annotated[
         str,
-        Meta(description="Celery's broker, `amqp://` or `amqps://` too; the same as `PAYOUTS_REDIS_URL` if not set"),
+        Meta(description="Celery's broker, also `amqp://` or `amqps://`; default: `PAYOUTS_REDIS_URL`"),
     ] = ""
     hash_secret: Annotated[
         str,
@@ -67,7 +69,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ]
     group_max: Annotated[int, Meta(ge=1, le=10_000, description="allocations that one Celery task carries")] = 500
-    in_flight_max: Annotated[int, Meta(ge=1, le=64, description="Celery tasks under way for one API process")] = 2
+    in_flight_max: Annotated[int, Meta(ge=1, le=64, description="Celery tasks in flight for one API process")] = 2
     rate_limit_per_s: Annotated[
         int, Meta(ge=0, le=1_000_000, description="calls a second that each API key may make; 0: no limit")
     ] = 0
@@ -77,7 +79,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     reply_timeout_s: Annotated[float, _seconds("an allocation's deadline, from its arrival")] = 6.0
     resolve_timeout_s: Annotated[
         float,
-        _seconds("after the deadline, time to find out for certain before the answer is 500"),
+        _seconds("time after the deadline to resolve an allocation before the answer is 500"),
     ] = 3.0
     transaction_timeout_s: Annotated[
         float,
@@ -103,7 +105,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         str,
         Meta(
             pattern=f"^{POOLER_TRANSACTION}$",
-            description="`transaction` where PgBouncer lies between, in its transaction mode",
+            description="`transaction` when PgBouncer serves the database, in transaction mode",
         ),
     ] = ""
     metrics_port: Annotated[
@@ -111,7 +113,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Meta(
             ge=0,
             le=65_516,
-            description="where a worker serves metrics, or on the first free one of the next 19 ports; 0: nowhere",
+            description="port of a worker's metrics: the first free one of this and the next 19; 0: none",
         ),
     ] = 0
     metrics_host: Annotated[str, Meta(description="address at which a worker serves metrics")] = "127.0.0.1"
@@ -128,9 +130,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Meta(description="`json` or `text` lines on standard error; `auto`: text on a terminal, JSON elsewhere"),
     ] = "auto"
     log_level: Annotated[
-        Literal["debug", "info", "warning", "error"], Meta(description="the least level that is logged")
+        Literal["debug", "info", "warning", "error"], Meta(description="lowest level that is logged")
     ] = "info"
-    access_log: Annotated[bool, Meta(description="one line for each request, but for health probes")] = True
+    access_log: Annotated[bool, Meta(description="log one line for each request except health probes")] = True
     startup_timeout_s: Annotated[
         float,
         _seconds("how long a starting process waits for PostgreSQL and the broker; then it ends with exit code 1"),
@@ -155,7 +157,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Meta(
             ge=0.05,
             le=_TIME_LIMIT_MAX_S,
-            description="longest wait for a business's row; the other businesses of its group then go on without it",
+            description="longest wait for a row that another transaction holds, in all that is no call",
         ),
     ] = _FOLLOWS
     lock_wait_s: Annotated[
@@ -166,10 +168,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         int, Meta(ge=2, le=_TIME_LIMIT_MAX_S, description="longest wait for one connection to PostgreSQL")
     ] = _FOLLOWS
     batch_stalled_after_s: Annotated[
-        float, _seconds("a payout batch on which nobody has worked for this long is sent to the workers again")
+        float, _seconds("a payout batch on which no worker has worked for this long is sent to the workers again")
     ] = _FOLLOWS
     flower_user: Annotated[
-        str, Meta(pattern=r"^[!-9;-~]+\Z", description="who may see Flower; any visible ASCII characters but `:`")
+        str, Meta(pattern=r"^[!-9;-~]+\Z", description="user name for Flower; visible ASCII characters except `:`")
     ] = _FOLLOWS
 
     def __post_init__(self) -> None:
@@ -185,6 +187,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def __repr__(self) -> str:
         """Show nothing: URLs and the hash secret are secrets."""
         return "Settings(…)"
+
+    @property
+    def held_row_wait_s(self) -> float:
+        """How long a worker waits for a business's row that another transaction holds, before calls of others go on."""
+        return self.transaction_timeout_s / 8
 
     @property
     def hash_secret_bytes(self) -> bytes:

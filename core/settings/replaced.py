@@ -31,10 +31,13 @@ DERIVED = {
     ),
     "request_body_max_bytes": Rule("65536", lambda _: 65_536),
     "resend_after_s": Rule("a sixth of PAYOUTS_REPLY_TIMEOUT_S", lambda settings: settings.reply_timeout_s / 6),
+    # PostgreSQL limits each wait by itself, and the second in the queue for a row waits twice.
     "row_lock_timeout_s": Rule(
-        "half of PAYOUTS_TRANSACTION_TIMEOUT_S", lambda settings: settings.transaction_timeout_s / 2
+        "two fifths of PAYOUTS_TRANSACTION_TIMEOUT_S", lambda settings: settings.transaction_timeout_s * 2 / 5
     ),
-    "lock_wait_s": Rule("half of PAYOUTS_TRANSACTION_TIMEOUT_S", lambda settings: settings.transaction_timeout_s / 2),
+    "lock_wait_s": Rule(
+        "a quarter of PAYOUTS_TRANSACTION_TIMEOUT_S", lambda settings: settings.transaction_timeout_s / 4
+    ),
     "lock_ttl_s": Rule(
         "PAYOUTS_TRANSACTION_TIMEOUT_S and PAYOUTS_REDIS_TIMEOUT_S together",
         lambda settings: settings.transaction_timeout_s + settings.redis_timeout_s,

@@ -181,7 +181,7 @@ def test_broker_holds_no_email_in_clear_or_in_base64(valkey: EmbeddedValkey) -> 
     assert envelope["headers"]["id"].startswith(prefix)
     (sealed,), options, _ = json.loads(base64.b64decode(envelope["body"]))
     assert options == {}
-    assert GroupCodec(settings.hash_secret_bytes).open(sealed) == allocations
+    assert GroupCodec(settings.hash_secret_bytes).open(sealed, envelope["headers"]["id"]).allocations == allocations
     opened = base64.b64decode(envelope["body"]) + base64.b64decode(sealed.partition(":")[2])
     for secret in (EMAIL.encode(), b"somebody", HASH_SECRET.encode()):
         for offset in range(3):

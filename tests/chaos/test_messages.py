@@ -14,7 +14,7 @@ import pytest
 
 from core.database.connection import read_clock_us
 from core.ids import new_id
-from core.messages import Allocation, GroupCodec, Outcome
+from core.messages import Allocation, GroupCodec, Outcome, Reply
 from tests.chaos.cluster import Cluster, run_cluster
 from tests.chaos.faults import sleep_until
 from tests.chaos.history import assert_history_is_what_clients_were_told
@@ -62,7 +62,7 @@ def send(cluster: Cluster, allocation: Allocation) -> str:
     task_id = f"late-{new_id().hex}"
     celery = create_celery(cluster.settings)
     try:
-        celery.send_task(ALLOCATE_TASK, args=[codec(cluster).seal([allocation])], task_id=task_id)
+        celery.send_task(ALLOCATE_TASK, args=[codec(cluster).seal([allocation], task_id)], task_id=task_id)
     finally:
         celery.close()
     return task_id
@@ -73,9 +73,14 @@ def codec(cluster: Cluster) -> GroupCodec:
 
 
 def reply_to(cluster: Cluster, task_id: str) -> object:
+    """Return what is in Redis as a task's result."""
     with cluster.redis() as client:
         wait_until(lambda: client.exists(RESULT_KEY_PREFIX + task_id), "a reply", 10)
         return json.loads(client.get(RESULT_KEY_PREFIX + task_id) or b"")["result"]
+
+
+def opened_reply_to(cluster: Cluster, task_id: str) -> Reply | None:
+    return codec(cluster).open_reply(reply_to(cluster, task_id), task_id)
 
 
 def make_allocation(cluster: Cluster, account: Account, email: str, *, late_us: int) -> Allocation:
@@ -93,12 +98,12 @@ def test_message_delivered_three_times_pays_once_and_one_that_is_an_hour_late_no
             last_tripled_at = time.monotonic()
             assert len(tripled) > 20
             late = make_allocation(cluster, load.accounts[0], "late@example.com", late_us=HOUR_US)
-            late_replies = [reply_to(cluster, send(cluster, late)) for _ in range(3)]
+            late_replies = [opened_reply_to(cluster, send(cluster, late)) for _ in range(3)]
             sleep_until(last_tripled_at + cluster.settings.reply_timeout_s + 0.5)
             with cluster.redis() as client:  # the others once more: late, too, and paid already
                 client.lpush(QUEUE, *tripled)
             load.wait_for_answers(100)
-        assert late_replies == [[Outcome.EXPIRED]] * 3
+        assert late_replies == [Reply([Outcome.EXPIRED])] * 3
         assert not unexpected(load, {201})
         assert_history_is_what_clients_were_told(cluster, load.answers)  # where nobody asked for the late one
 
@@ -108,9 +113,9 @@ ANSWERED = {"business that does not exist"}
 """Sealed by one of ours, so it is carried out, and refused."""
 
 
-def task_message(body: bytes | str, **properties: object) -> bytes:
+def task_message(body: bytes | str, task_id: str | None = None, **properties: object) -> bytes:
     """Make a well-formed Celery message of our task, with any body and content type."""
-    id_ = f"foreign-{new_id().hex}"
+    id_ = task_id or f"foreign-{new_id().hex}"
     message = {
         "body": body if isinstance(body, str) else b64encode(body).decode(),
         "content-encoding": "utf-8",
@@ -133,7 +138,8 @@ def arguments(*values: object) -> bytes:
 
 
 def foreign_messages(cluster: Cluster) -> dict[str, bytes]:
-    sealed = codec(cluster).seal([])
+    task_id = f"foreign-{new_id().hex}"
+    sealed = codec(cluster).seal([], task_id)
     stranger = Allocation(new_id(), UUID(int=1), UUID(int=2), f"{CANARY}@example.com", 5, 1 << 60)
     headers = json.loads(task_message(b""))["headers"]
     return {
@@ -144,9 +150,12 @@ def foreign_messages(cluster: Cluster) -> dict[str, bytes]:
         "argument of a type that kombu reads": task_message(
             arguments({"__type__": "datetime", "__value__": CANARY})
         ),
-        "unknown version": task_message(arguments(f"2:{CANARY}{sealed}")),
-        "sealed by another": task_message(arguments(GroupCodec(CANARY.encode() * 3).seal([stranger]))),
-        "business that does not exist": task_message(arguments(codec(cluster).seal([stranger]))),
+        "unknown version": task_message(arguments(f"3:{CANARY}{sealed}")),
+        "sealed by another": task_message(
+            arguments(GroupCodec(CANARY.encode() * 3).seal([stranger], task_id)), task_id
+        ),
+        "copied from another task": task_message(arguments(codec(cluster).seal([stranger], "another"))),
+        "business that does not exist": task_message(arguments(codec(cluster).seal([stranger], task_id)), task_id),
         "10 MB": task_message(arguments("1:" + CANARY * (10_000_000 // len(CANARY)))),
         "10 MB that is not text": os.urandom(10_000_000),
         "pickle": task_message(

@@ -1,6 +1,7 @@
 """What the tests of `core` share: allocations, ways to carry them out, and looks at what the database holds."""
 
 import base64
+import hmac
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,7 +11,6 @@ import sqlalchemy as sa
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from hypothesis import strategies as st
 
-from core.credentials import message_key
 from core.database.connection import Database
 from core.database.tables import payout_transactions, payout_users
 from core.ids import new_id
@@ -155,11 +155,12 @@ def run_sql(database: Database, statement: str, **parameters: object) -> None:
         connection.execute(sa.text(statement), parameters)
 
 
-def seal_by_hand(plain: bytes, hash_secret: bytes = HASH_SECRET) -> str:
+def seal_by_hand(plain: bytes, task_id: str, hash_secret: bytes = HASH_SECRET) -> str:
     """Seal bytes as the message format says, whatever they are."""
     nonce = os.urandom(12)
-    sealed = AESGCM(message_key(hash_secret)).encrypt(nonce, plain, b"1")
-    return f"1:{base64.b64encode(nonce + sealed).decode()}"
+    key = hmac.digest(hash_secret, b"payouts message\0", "sha256")
+    sealed = AESGCM(key).encrypt(nonce, plain, f"2:{task_id}".encode())
+    return f"2:{base64.b64encode(nonce + sealed).decode()}"
 
 
 def keys_of(allocations: Iterable[Allocation]) -> set[tuple[UUID, UUID]]:

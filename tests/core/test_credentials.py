@@ -15,7 +15,6 @@ from core.credentials import (
     digest_of,
     looks_like_secret_key,
     make_api_key,
-    message_key,
     payout_hash,
 )
 from tests.core.builders import HASH_SECRET
@@ -63,13 +62,6 @@ def test_business_email_and_secret_each_change_the_hash() -> None:
         )
     }
     assert len(hashes) == 12
-
-
-def test_the_message_key_is_neither_the_secret_nor_a_hash() -> None:
-    key = message_key(HASH_SECRET)
-    assert len(key) == 32
-    assert key not in HASH_SECRET
-    assert key == message_key(HASH_SECRET) != message_key(b"x" * 32)
 
 
 def test_the_digest_is_the_sha256_of_the_text() -> None:

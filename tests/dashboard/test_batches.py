@@ -98,13 +98,15 @@ def test_amounts_may_be_cents_and_rows_json(system: System, account: Account, ad
     [
         (b"", "Choose a file that is not empty."),
         (b"email,amount\n", "The file has no rows"),
-        (b"email,money\na@example.com,1\n", "unknown column, 'money'"),
-        (b"email;amount\na@example.com;1\n", "separates columns by semicolons"),
+        (b"email|amount\na@example.com|1\n", "separates columns by bars; use commas, semicolons or tabs"),
         (b"email,amount\nnobody,1\nb@example.com,x\n", "Line 2: 'nobody' is not a valid e-mail address."),
-        (b"email,amount\n\na@example.com,1.234\n", "Line 3: the amount '1.234' has more than two decimals."),
+        (
+            b"email,amount\n\na@example.com,1.234\n",
+            "Line 3: the amount '1.234' has more than two decimals, or is 1234 with a thousands separator",
+        ),
         (b"email,amount\na@example.com,-1\n", "Line 2: the amount '-1' is not from 0.01 to 1000000.00 dollars."),
         (b"email,amount\n<script>,1\n", "Line 2: '<script>' is not a valid e-mail address."),
-        (b"email,amount\n\xff@example.com,1\n", "Line 2 is not valid UTF-8."),
+        (b"email,amount\n\xff@example.com,1\n", "Line 2 is not valid UTF-8; it is probably Windows-1252."),
         (b"email,amount\n" + b"x,1\n" * 200, "The first 100 mistakes are"),
         (b"email,amount\n" + b"a@example.com,1\n" * 100_001, "more than 100,000 rows"),
         (b"\0\1\2" * 1000, "Line 1"),
@@ -122,7 +124,7 @@ def test_mistakes_are_told_by_line_and_nothing_is_taken(
 
 def test_cents_are_not_taken_for_dollars(account: Account, admin: Visitor) -> None:
     response = upload(admin, account.business, b"email,amount\na@example.com,1.50\n", unit="cents")
-    assert "has a decimal point: amounts are in cents" in read_mistakes(response)
+    assert "in cents $1.50 is 150; if the file is in dollars, choose dollars in the form" in read_mistakes(response)
 
 
 def test_what_cannot_be_paid_now_waits_in_its_preview(system: System, account: Account, admin: Visitor) -> None:

@@ -1,5 +1,6 @@
 """Signing in, staying signed in, and everything that must end it."""
 
+import hashlib
 import re
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -7,6 +8,7 @@ from urllib.parse import quote
 from uuid import UUID
 
 import httpx
+import msgspec
 import pytest
 import redis
 
@@ -14,6 +16,7 @@ from core import admin_actions
 from core.parties import accounts, members
 from core.parties.audit import COMMAND_LINE, list_entries
 from core.parties.members import Role
+from core.sealing import Seal
 from tests.dashboard.visitors import (
     PASSWORD,
     Document,
@@ -96,9 +99,60 @@ def test_redis_holds_neither_ids_of_sessions_nor_emails(system: System, account:
     with redis.Redis.from_url(system.environment["PAYOUTS_REDIS_URL"]) as client:
         keys = [key for key in client.scan_iter("payouts:*", count=1000) if client.type(key) == b"string"]
         held = b" ".join(keys) + b" ".join(value for key in keys if (value := client.get(key)))
-    assert any(key.startswith(b"payouts:session:") for key in keys)
+    assert any(key.startswith(b"payouts:sealed-session:") for key in keys)
     assert session_of(visitor).encode() not in held
     assert visitor.email.encode() not in held
+
+
+def key_of(visitor: Visitor) -> str:
+    """Return where in Redis a browser's session is."""
+    return f"payouts:sealed-session:{hashlib.sha256(session_of(visitor).encode()).hexdigest()}"
+
+
+def count_session_forgeries(system: System) -> float:
+    metrics = httpx.get(f"{system.base_url}/metrics", trust_env=False).text
+    (found,) = re.findall(r'^payouts_forgeries_total\{reason="session"\} (\S+)$', metrics, re.MULTILINE)
+    return float(found)
+
+
+def test_session_s_record_that_is_copied_or_forged_signs_nobody_in(system: System, account: Account) -> None:
+    """Somebody with a session of their own, who can write to Redis, wants to be an admin."""
+    admin = sign_in(system, account.business)
+    other = open_account(system.database)
+    viewer = sign_in(system, other.business, Role.VIEWER)
+    with redis.Redis.from_url(system.environment["PAYOUTS_REDIS_URL"]) as client:
+        own, copied = client.get(key_of(viewer)), client.get(key_of(admin))
+        assert isinstance(own, bytes)
+        with system.database.transaction() as connection:
+            victim = accounts.find_account_by_email(connection, admin.email)
+        assert victim is not None
+        record = {
+            "account_id": victim.id.bytes,
+            "password_changed_at": victim.password_changed_at,
+            "began_at_s": 1 << 40,
+        }
+        plain = msgspec.msgpack.encode(record)
+        forgeries = [copied, plain, Seal(b"x" * 32, "sessions").seal(plain, key_of(viewer).encode()), own[:-1], b""]
+        for forged in forgeries:
+            before = count_session_forgeries(system)
+            client.set(key_of(viewer), forged)
+            page = viewer.get(f"{base(account.business)}/settings")
+            assert page.status_code in {303, 401}
+            assert admin.email not in page.text
+            assert count_session_forgeries(system) > before
+        client.set(key_of(viewer), own)
+        assert viewer.get(base(other.business)).status_code == 200
+    assert "a session's record was dropped" in system.logs()
+
+
+def test_notice_that_is_copied_or_forged_is_not_shown(system: System, account: Account) -> None:
+    admin = sign_in(system, account.business)
+    with redis.Redis.from_url(system.environment["PAYOUTS_REDIS_URL"]) as client:
+        notice = msgspec.msgpack.encode({"text": "Call this number.", "is_error": False})
+        client.set(key_of(admin).replace("session", "notice"), notice)
+        page = admin.get(base(account.business))
+    assert page.status_code == 200
+    assert "Call this number" not in page.text
 
 
 def test_signing_in_gives_a_new_session(system: System, account: Account) -> None:
@@ -186,7 +240,7 @@ def test_forms_of_other_sites_are_refused(system: System, account: Account, head
 def end_sessions(system: System) -> None:
     """Do what time does."""
     with redis.Redis.from_url(system.environment["PAYOUTS_REDIS_URL"]) as client:
-        for key in client.scan_iter("payouts:session:*"):
+        for key in client.scan_iter("payouts:sealed-session:*"):
             client.delete(key)
 
 

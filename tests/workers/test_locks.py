@@ -1,5 +1,7 @@
 """The locks that keep workers from piling up on a business row."""
 
+import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -14,7 +16,7 @@ from redis.retry import Retry
 
 from api.local.ports import find_free_port
 from core import metrics
-from tests.servers import Servers
+from tests.servers import Servers, run_valkey
 from workers.locks import BusinessLocks, lock_key
 
 
@@ -191,3 +193,60 @@ def test_a_business_is_in_the_hands_of_one_thread_at_a_time(servers: Servers) ->
     with ThreadPoolExecutor(8) as threads:
         assert sum(threads.map(work, range(48))) == 48 * 3
     assert clashes == []
+
+
+def test_lock_asked_for_again_after_a_late_answer_is_ones_own(caplog: pytest.LogCaptureFixture) -> None:
+    """A client sends its request again where no answer comes in time; the first one may be carried out all the same."""
+    with run_valkey() as valkey, redis.Redis.from_url(valkey.url) as control:
+        client = redis.Redis.from_url(valkey.url, socket_timeout=0.5, retry=Retry(NoBackoff(), 1))
+        locks = make_locks(client, ttl_s=2.5, wait_s=1)
+        id_ = uuid4()
+        control.execute_command("CLIENT", "PAUSE", 700, "ALL")
+        for expected_s in (1.0, 0.2, 0.2):
+            began_at = time.monotonic()
+            assert list(locks.hold_in_turn([id_])) == [{id_}]
+            assert time.monotonic() - began_at < expected_s
+        assert control.exists(lock_key(id_), f"{lock_key(id_)}:wanted") == 0
+        client.close()
+    assert caplog.messages == []
+
+
+def test_lock_taken_after_the_caller_went_on_without_is_ones_own() -> None:
+    """A server that stood still carries out what it finds in its sockets, whoever has given up."""
+    with run_valkey() as valkey, redis.Redis.from_url(valkey.url) as control:
+        client = redis.Redis.from_url(valkey.url, socket_timeout=0.1, retry=Retry(NoBackoff(), 0))
+        locks = make_locks(client, ttl_s=60, wait_s=5)
+        id_ = uuid4()
+        list(locks.hold_in_turn([uuid4()]))  # from now on, the server knows the script
+        os.kill(valkey.pid, signal.SIGSTOP)
+        try:
+            assert list(locks.hold_in_turn([id_])) == [{id_}]  # without the lock
+        finally:
+            os.kill(valkey.pid, signal.SIGCONT)
+        give_up_at = time.monotonic() + 10
+        while control.exists(lock_key(id_)) == 0:
+            assert time.monotonic() < give_up_at
+            time.sleep(0.01)
+        began_at = time.monotonic()
+        assert list(locks.hold_in_turn([id_])) == [{id_}]
+        assert time.monotonic() - began_at < 1
+        assert control.exists(lock_key(id_)) == 0
+        client.close()
+
+
+def test_threads_of_one_process_do_not_hold_each_other_s_locks(client: redis.Redis) -> None:
+    locks, id_ = make_locks(client, wait_s=0.05), uuid4()
+    before = count("payouts_unlocked_total", reason="timeout")
+    for _ in locks.hold_in_turn([id_]):
+        with ThreadPoolExecutor(1) as threads:
+            assert threads.submit(lambda: list(locks.hold_in_turn([id_]))).result() == [{id_}]
+        assert client.exists(lock_key(id_)) == 1
+    assert count("payouts_unlocked_total", reason="timeout") == before + 1
+
+
+def test_wait_for_a_lock_may_be_none_at_all(client: redis.Redis) -> None:
+    id_ = uuid4()
+    client.set(lock_key(id_), "another's")
+    began_at = time.monotonic()
+    assert list(make_locks(client, wait_s=60).hold_in_turn([id_], wait_s=0)) == [{id_}]
+    assert time.monotonic() - began_at < 1

@@ -14,6 +14,7 @@ from core import metrics
 from core.logging.fields import NAMED_MAX
 from core.logging.masking import holds_secret
 from workers.app import NAMES_HEADER
+from workers.broker.remote_control import Control
 from workers.startup import describe_refusal
 
 logger = logging.getLogger(__name__)
@@ -53,10 +54,10 @@ class Consumer(consumer.Consumer):  # type: ignore[misc]
     """Celery's consumer; its own logs bodies, and ends the worker over a body that it cannot unpack."""
 
     class Blueprint(consumer.Consumer.Blueprint):  # type: ignore[misc]
-        """Celery's steps, without the one that makes 28 queues for tasks with a time: we have none."""
+        """Celery's steps, without the one that makes 28 queues for tasks with a time, and with our remote control."""
 
         default_steps = tuple(
-            step
+            Control if step.endswith(f":{Control.__name__}") else step
             for step in consumer.Consumer.Blueprint.default_steps
             if not step.endswith(f":{DelayedDelivery.__name__}")
         )

@@ -16,13 +16,17 @@ logger = logging.getLogger(__name__)
 
 
 class GroupReply:
-    """A list of outcomes for the API; in Flower, how many of each: `22 allocated, 1 expired`."""
+    """A reply for the API; in Flower, how many outcomes of each kind: `22 allocated, 1 expired`.
 
-    def __init__(self, outcomes: list[Outcome]) -> None:
+    `sealed` is None for an API process of the release before, which reads the outcomes themselves.
+    """
+
+    def __init__(self, outcomes: list[Outcome], sealed: str | None) -> None:
         self._outcomes = outcomes
+        self._sealed = sealed
 
-    def __json__(self) -> list[Outcome]:
-        return self._outcomes
+    def __json__(self) -> list[Outcome] | str:
+        return self._outcomes if self._sealed is None else self._sealed
 
     def __repr__(self) -> str:
         return ", ".join(f"{count} {outcome}" for outcome, count in Counter(self._outcomes).items())

@@ -9,6 +9,7 @@ from celery import Celery
 
 from core.database.connection import Database, describe_error, read_clock_us
 from core.ledger.verification import Verdict, verify
+from core.sealing import ForgeryError
 from core.settings.loader import Settings
 from workers.app import VERDICT_KEY, VERIFY_TASK
 
@@ -32,7 +33,7 @@ class BooksVerifier:
         with self._make_database() as database:
             try:
                 now_us = database.read(read_clock_us)
-                last = Verdict.decode(self._client.get(VERDICT_KEY))  # type: ignore[arg-type]
+                last = self._read_last()
                 is_due = last is None or now_us - last.ended_at_us >= self._every_s * 1_000_000
                 # One that failed is tried again after this, and two never run at the same time.
                 again_after_ms = max(round(min(self._every_s, TIMEOUT_S) * 1000), 1)
@@ -53,7 +54,7 @@ class BooksVerifier:
                     found = verify(connection)
                 ended_at_us = database.read(read_clock_us)
             verdict = Verdict(len(found.discrepancies), ended_at_us, time.monotonic() - began_at)
-            self._client.set(VERDICT_KEY, verdict.encode())
+            self._client.set(VERDICT_KEY, verdict.seal(self._settings.hash_secret_bytes))
         except Exception as error:  # noqa: BLE001 (an alert says that it was not done for long)
             logger.error("the books could not be verified: %s", describe_error(error))
             return
@@ -61,6 +62,13 @@ class BooksVerifier:
             logger.info("the books balance: %d transactions, %.1f s", found.transactions, verdict.took_s)
         else:
             logger.error("the books do not balance in %d places: `payouts verify` names them", verdict.discrepancies)
+
+    def _read_last(self) -> Verdict | None:
+        try:
+            return Verdict.open(self._client.get(VERDICT_KEY), self._settings.hash_secret_bytes)  # type: ignore[arg-type]
+        except ForgeryError as error:
+            logger.error("the last verdict was dropped: %s", error)
+            return None
 
     def _make_database(self) -> Database:
         return Database.from_settings(self._settings, transaction_timeout_s=TIMEOUT_S, pool_size=1)

@@ -18,6 +18,7 @@ from api.cli.doctor.disk import check_disk
 from api.cli.doctor.findings import Finding, Status
 from api.cli.doctor.in_doubt import check_in_doubt
 from api.cli.doctor.redis import check_redis
+from api.cli.doctor.standbys import WAITING_COMMITS
 from api.cli.doctor.workers import check_beat, check_queues
 from api.local.data_dir import DEFAULT_DATA_DIR, DataDir
 from core.database.connection import Database
@@ -121,7 +122,8 @@ def _check_all(settings: Settings, url: str | None, data_dir: Path | None) -> It
     if is_redis_there and broker.status is Status.OK:
         trips = asyncio.run(check_queues(settings, celery))
         # Workers wait for the database in their tasks, so that they may well be there.
-        yield from (each if is_database_there or each.status is Status.OK else _skip(each.check) for each in trips)
+        reason = "not known without the database" if not is_database_there else _find_hindrance(found)
+        yield from (each if reason is None or each.status is Status.OK else _skip(each.check, reason) for each in trips)
         yield check_beat(settings, has_batches_worker=trips[-1].status is Status.OK)
     else:
         reason = "not tried, because Redis or the broker is out of reach"
@@ -134,5 +136,11 @@ def _check_all(settings: Settings, url: str | None, data_dir: Path | None) -> It
         yield check_disk(data_dir)
 
 
-def _skip(name: str) -> Finding:
-    return Finding(name, Status.SKIPPED, "not known without the database")
+def _find_hindrance(found: list[Finding]) -> str | None:
+    """Return why a worker may be there and not answer."""
+    is_waiting = any(each.text.startswith(WAITING_COMMITS) for each in found)
+    return f"not known while {WAITING_COMMITS}: a worker answers nothing meanwhile" if is_waiting else None
+
+
+def _skip(name: str, reason: str) -> Finding:
+    return Finding(name, Status.SKIPPED, reason)

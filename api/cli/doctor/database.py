@@ -7,6 +7,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from api.cli.doctor.findings import Finding, Status, host_of
+from api.cli.doctor.standbys import find_waiting_commits, read_standbys
 from core.database.connection import DATABASE_ERRORS, Database, describe_error, read_clock_us
 from core.database.revision import REQUIRED_REVISION, read_revision
 from core.settings.loader import Settings
@@ -90,7 +91,8 @@ def _examine_database(connection: Connection, place: str, connect_s: float) -> l
         server,
         _examine_schema(read_revision(connection)),
         _examine_clocks(database_us / 1_000_000 - (began + ended) / 2),
-        _examine_durability(
+        find_waiting_commits(read_standbys(connection))
+        or _examine_durability(
             {"synchronous_commit": synchronous_commit, "fsync": fsync, "full_page_writes": full_page_writes}
         ),
         _examine_connections(left),

@@ -8,7 +8,7 @@ import redis
 from celery import Celery
 
 from api.allocations.publisher import Publisher, make_instance_prefix
-from api.allocations.replies import Replies, Reply
+from api.allocations.replies import Replies, Told
 from api.cli.doctor.findings import Finding, Status
 from core.messages import GroupCodec
 from core.settings.loader import Settings
@@ -31,14 +31,15 @@ async def check_queues(settings: Settings, celery: Celery) -> list[Finding]:
     """Send an empty group through each of the real queues, and wait for the worker's reply."""
     client = open_async_redis(settings)
     prefix = make_instance_prefix()
+    codec = GroupCodec(settings.hash_secret_bytes)
     publisher = Publisher(
         celery,
-        GroupCodec(settings.hash_secret_bytes),
+        codec,
         prefix,
         threads=1,
         expires_after_s=_ROUND_TRIP_TIMEOUT_S,
     )
-    replies = Replies(client, prefix)
+    replies = Replies(client, codec, prefix)
     listening = asyncio.create_task(replies.listen())
     try:
         async with asyncio.timeout(_SUBSCRIBE_TIMEOUT_S):
@@ -63,7 +64,7 @@ async def _check_queue(publisher: Publisher, replies: Replies, queue: str, name:
         replied = replies.expect_later(task_id)
         try:
             await asyncio.to_thread(publisher.send_empty, task_id, queue)
-            reply: Reply = await asyncio.wait_for(replied, _ROUND_TRIP_TIMEOUT_S)
+            reply: Told = await asyncio.wait_for(replied, _ROUND_TRIP_TIMEOUT_S)
         except TimeoutError:
             text = f"nobody carried out an empty group from the queue {queue} within {_ROUND_TRIP_TIMEOUT_S:g} s"
             return Finding(
@@ -77,7 +78,7 @@ async def _check_queue(publisher: Publisher, replies: Replies, queue: str, name:
         if reply is None:
             variable = variable_name("hash_secret")
             text = f"a worker of the queue {queue} dropped an empty group: it could not open it with its {variable}"
-            fix = f"give all processes the same {variable} as here, and restart them"
+            fix = f"give all processes the same {variable} as here, and restart them; upgrade workers before the API"
             return Finding(name, Status.PROBLEM, text, fix)
     took_ms = (time.perf_counter() - begun) / _ROUND_TRIPS * 1000
     text = f"an empty group came back from the queue {queue} in {took_ms:.0f} ms, opened with the same hash secret"

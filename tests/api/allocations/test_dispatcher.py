@@ -4,11 +4,11 @@ import asyncio
 import base64
 import json
 import socket
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from tempfile import TemporaryDirectory
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from celery import Celery
@@ -25,13 +25,14 @@ from api.local.valkey import EmbeddedValkey
 from api.web.errors import TooManyWaitingError
 from core.database.connection import Database
 from core.ids import new_id
-from core.messages import Allocation, GroupCodec, Outcome
+from core.messages import Allocation, GroupCodec, Outcome, Reply
 from core.parties import businesses
 from core.settings.loader import Settings
 from tests.servers import HASH_SECRET, Account, open_account, run_valkey, verify_books
 from workers.app import QUEUE, create_celery
 from workers.in_doubt import open_records
 from workers.locks import BusinessLocks
+from workers.patience import Patience
 from workers.tasks.allocations import GroupProcessor
 
 # Celery calls what redis-py would rather have it call otherwise.
@@ -57,7 +58,7 @@ class Worker:
         self._redis = Redis.from_url(settings.redis_url, socket_timeout=2 * WAIT_S)
         self._celery: Celery = create_celery(settings)
         locks = BusinessLocks(self._redis, ttl_s=settings.lock_ttl_s, wait_s=settings.lock_wait_s)
-        self._processor = GroupProcessor(database, locks, HASH_SECRET.encode())
+        self._processor = GroupProcessor(database, locks, HASH_SECRET.encode(), Patience(settings.held_row_wait_s))
 
     async def take(self) -> Task:
         """Wait for a group."""
@@ -76,21 +77,31 @@ class Worker:
         return [self._open(message) for message in messages]
 
     async def process(self, task: Task) -> list[Outcome]:
+        return (await self.carry_out(task)).outcomes
+
+    async def carry_out(self, task: Task) -> Reply:
         return await asyncio.to_thread(self._processor.process, task.allocations)
 
-    async def reply(self, task: Task, outcomes: list[Outcome], state: str = "SUCCESS") -> None:
-        await asyncio.to_thread(self._celery.backend.store_result, task.id, outcomes, state)
+    async def reply(self, task: Task, outcomes: list[Outcome], *, untouched: Sequence[int] = ()) -> None:
+        sealed = CODEC.seal_reply(Reply(outcomes, list(untouched)), task.id)
+        await self.store_result(task, sealed)
+
+    async def store_result(self, task: Task, result: object) -> None:
+        """Answer as anybody may who can write to Redis."""
+        await asyncio.to_thread(self._celery.backend.store_result, task.id, result, "SUCCESS")
 
     async def serve(self) -> None:
         """Be a good worker for ever."""
         while True:
             task = await self.take()
-            await self.reply(task, await self.process(task))
+            reply = await self.carry_out(task)
+            await self.reply(task, reply.outcomes, untouched=reply.untouched)
 
     def _open(self, message: bytes | str) -> Task:
         envelope = json.loads(message)
         args, _, _ = json.loads(base64.b64decode(envelope["body"]))
-        return Task(envelope["headers"]["id"], CODEC.open(args[0]))
+        task_id = envelope["headers"]["id"]
+        return Task(task_id, CODEC.open(args[0], task_id).allocations)
 
     def close(self) -> None:
         self._redis.close()
@@ -131,7 +142,7 @@ async def dispatching(settings: Settings, database: Database) -> AsyncIterator[D
     prefix = make_instance_prefix()
     publisher = Publisher(create_celery(settings), CODEC, prefix, threads=4)
     async with AsyncRedis.from_url(settings.redis_url) as client:
-        replies = Replies(client, prefix)
+        replies = Replies(client, CODEC, prefix)
         records = open_records(settings)
         resolver = Resolver(database, records, timeout_s=settings.resolve_timeout_s)
         dispatcher = Dispatcher(settings, clock, publisher, replies, resolver)
@@ -534,8 +545,175 @@ def test_message_that_the_worker_dropped_is_no_proof_of_a_worker(
         async with dispatching(settings, database) as dispatcher:
             before_s = dispatcher.round_trip_age_s
             probe = asyncio.create_task(dispatcher.probe(WAIT_S))
-            await worker.reply(await worker.take(), cast("list[Outcome]", None))
+            await worker.store_result(await worker.take(), None)
             assert not await probe
             assert dispatcher.round_trip_age_s >= before_s
+
+    run(work())
+
+
+# One business keeps no other waiting.
+
+
+def make_patient(settings: Settings, **others: Any) -> Settings:
+    """Return settings with which nothing is sent again for want of a reply."""
+    patience = {"resend_after_s": 30.0, "reply_timeout_s": 60.0} | others
+    return make_settings(settings.redis_url, settings.broker_url, settings.database_url, **patience)
+
+
+def test_business_whose_calls_are_answered_goes_on_while_others_of_its_group_are_held_up(
+    settings: Settings, database: Database, worker: Worker
+) -> None:
+    """What is held up is tried again by itself, and takes no place of the tasks under way."""
+
+    async def work() -> None:
+        async with dispatching(make_patient(settings, in_flight_max=1), database) as dispatcher:
+            stuck = ask(dispatcher, held)
+            task = await worker.take()
+            others = [ask(dispatcher, free) for _ in range(5)]
+            await worker.reply(task, [Outcome.FAILED], untouched=[0])
+            paid = 0
+            while paid < 5:
+                task = await worker.take()
+                is_held = [each.business_id == held.business.id for each in task.allocations]
+                outcomes = [Outcome.FAILED if each else Outcome.ALLOCATED for each in is_held]
+                await worker.reply(task, outcomes, untouched=[n for n, each in enumerate(is_held) if each])
+                paid += outcomes.count(Outcome.ALLOCATED)
+            assert await asyncio.gather(*others) == [Outcome.ALLOCATED] * 5
+            assert not stuck.done()
+            while not stuck.done():
+                task = await worker.take()
+                await worker.reply(task, await worker.process(task))
+                await asyncio.sleep(0.1)
+            assert stuck.result() is Outcome.ALLOCATED
+
+    held, free = open_account(database), open_account(database)
+    run(work())
+
+
+def test_business_is_released_as_soon_as_its_own_calls_are_answered(
+    settings: Settings, database: Database, worker: Worker
+) -> None:
+    async def work() -> None:
+        async with dispatching(settings, database) as dispatcher:
+            blockers = [ask(dispatcher, account) for account in others]
+            tasks = [await worker.take() for _ in others]
+            calls = [ask(dispatcher, unknown), ask(dispatcher, free)]
+            await asyncio.sleep(0)
+            await worker.reply(tasks[0], await worker.process(tasks[0]))
+            group = await worker.take()
+            assert [each.business_id for each in group.allocations] == [unknown.business.id, free.business.id]
+            # Nobody knows what became of the one; the call of the other is answered.
+            await worker.reply(group, [Outcome.FAILED, Outcome.ALLOCATED])
+            assert await calls[1] is Outcome.ALLOCATED
+            await worker.reply(tasks[1], await worker.process(tasks[1]))
+            assert await asyncio.gather(*blockers) == [Outcome.ALLOCATED] * 2
+            later = ask(dispatcher, free)
+            task = await worker.take()
+            assert [each.business_id for each in task.allocations] == [free.business.id]
+            await worker.reply(task, await worker.process(task))
+            assert await later is Outcome.ALLOCATED
+            assert not calls[0].done()
+            again = await worker.take()  # in the end, for want of an answer
+            await worker.reply(again, await worker.process(again))
+            assert await calls[0] is Outcome.ALLOCATED
+
+    unknown, free, *others = (open_account(database) for _ in range(4))
+    settings = make_settings(
+        settings.redis_url, settings.broker_url, settings.database_url, resend_after_s=3.0, reply_timeout_s=15.0
+    )
+    run(work())
+
+
+def test_refusal_is_certain_where_every_earlier_copy_did_nothing(
+    settings: Settings, database: Database, worker: Worker
+) -> None:
+    async def work() -> None:
+        async with dispatching(make_patient(settings), database) as dispatcher:
+            call = ask(dispatcher, account)
+            for _ in range(3):
+                await worker.reply(await worker.take(), [Outcome.FAILED], untouched=[0])
+            await worker.reply(await worker.take(), [Outcome.INSUFFICIENT_BALANCE])
+            assert await asyncio.wait_for(call, WAIT_S) is Outcome.INSUFFICIENT_BALANCE
+
+    account = open_account(database)
+    run(work())
+
+
+def test_refusal_is_not_certain_where_an_earlier_copy_may_have_done_something(
+    settings: Settings, database: Database, worker: Worker
+) -> None:
+    async def work() -> None:
+        async with dispatching(patient, database) as dispatcher:
+            call = ask(dispatcher, account)
+            late = await worker.take()  # sent again, for want of a reply
+            await worker.reply(await worker.take(), [Outcome.FAILED], untouched=[0])
+            await worker.reply(await worker.take(), [Outcome.INSUFFICIENT_BALANCE])
+            await asyncio.sleep(0.3)
+            assert not call.done()
+            assert await worker.process(late) == [Outcome.ALLOCATED]
+            assert await call is Outcome.ALLOCATED
+
+    account = open_account(database)
+    patient = make_settings(settings.redis_url, settings.broker_url, settings.database_url, reply_timeout_s=3.0)
+    run(work())
+
+
+def test_calls_of_a_business_that_is_held_up_leave_room_for_others(
+    settings: Settings, database: Database, worker: Worker
+) -> None:
+    async def work() -> None:
+        async with dispatching(make_patient(settings, waiting_max=40), database) as dispatcher:
+            calls = [ask(dispatcher, held)]
+            await worker.reply(await worker.take(), [Outcome.FAILED], untouched=[0])
+            await asyncio.sleep(0.02)
+            calls += [ask(dispatcher, held) for _ in range(30)]
+            await asyncio.sleep(0.02)
+            refused = [call for call in calls if call.done()]
+            assert len(refused) == 20
+            assert all(isinstance(call.exception(), TooManyWaitingError) for call in refused)
+            other = ask(dispatcher, free)
+            serving = asyncio.create_task(worker.serve())
+            assert await other is Outcome.ALLOCATED
+            assert set(await asyncio.gather(*(call for call in calls if call not in refused))) == {Outcome.ALLOCATED}
+            assert await ask(dispatcher, held) is Outcome.ALLOCATED
+            serving.cancel()
+
+    held, free = open_account(database), open_account(database)
+    run(work())
+
+
+@pytest.mark.parametrize("forged", [["allocated"], ["expired"], ["insufficient_balance"], "copied"])
+def test_forged_reply_tells_no_caller_what_is_not_so(
+    settings: Settings, database: Database, worker: Worker, forged: object
+) -> None:
+    """It is somebody with access to Redis; what the worker answers is told."""
+
+    async def work() -> None:
+        async with dispatching(make_patient(settings), database) as dispatcher:
+            call = ask(dispatcher, account)
+            task = await worker.take()
+            copied = CODEC.seal_reply(Reply([Outcome.EXPIRED]), task.id[:-1])
+            await worker.store_result(task, copied if forged == "copied" else forged)
+            await asyncio.sleep(0.2)
+            assert not call.done()
+            await worker.reply(task, await worker.process(task))
+            assert await call is Outcome.ALLOCATED
+
+    account = open_account(database)
+    run(work())
+    assert balance_of(database, account) == 1_000_000 - 7
+
+
+def test_worker_of_the_release_before_is_none_for_this_api(
+    settings: Settings, database: Database, worker: Worker
+) -> None:
+    """It does not seal its replies, and workers are replaced first."""
+
+    async def work() -> None:
+        async with dispatching(settings, database) as dispatcher:
+            probe = asyncio.create_task(dispatcher.probe(1.0))
+            await worker.store_result(await worker.take(), [])
+            assert not await probe
 
     run(work())

@@ -1,6 +1,7 @@
 """Receiving replies: on the fake protocol, and from a real Valkey whose connections break."""
 
 import asyncio
+import base64
 import json
 import os
 import signal
@@ -8,23 +9,37 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import fakeredis
+import msgspec
 import pytest
 from redis.asyncio import Redis
 
-from api.allocations.replies import Replies
+from api.allocations.replies import Replies, Told
 from api.local.valkey import EmbeddedValkey
-from core.messages import Outcome
+from core import metrics
+from core.messages import GroupCodec, Outcome, Reply
+from core.sealing import Seal
+from tests.servers import HASH_SECRET
 
+CODEC = GroupCodec(HASH_SECRET.encode())
 PREFIX = "api-test-"
 KEY = "celery-task-meta-" + PREFIX
 WAIT_S = 10
 
 
-def make_result(*outcomes: Outcome, status: str = "SUCCESS") -> str:
-    return json.dumps({"status": status, "result": outcomes, "traceback": None, "children": [], "task_id": "x"})
+def make_result(name: str, *outcomes: Outcome, status: str = "SUCCESS") -> str:
+    """Return what Celery stores for a reply that a worker sealed."""
+    return wrap(CODEC.seal_reply(Reply(list(outcomes)), PREFIX + name), status)
 
 
-async def send(client: Redis, name: str, result: str | bytes) -> None:
+def wrap(result: object, status: str = "SUCCESS") -> str:
+    return json.dumps({"status": status, "result": result, "traceback": None, "children": [], "task_id": "x"})
+
+
+async def send(client: Redis, name: str, *outcomes: Outcome) -> None:
+    await send_raw(client, name, make_result(name, *outcomes))
+
+
+async def send_raw(client: Redis, name: str, result: str | bytes) -> None:
     """Do as Celery does: store, then publish."""
     await client.set(KEY + name, result)
     await client.publish(KEY + name, result)
@@ -32,7 +47,7 @@ async def send(client: Redis, name: str, result: str | bytes) -> None:
 
 @asynccontextmanager
 async def listening(client: Redis) -> AsyncIterator[Replies]:
-    replies = Replies(client, PREFIX)
+    replies = Replies(client, CODEC, PREFIX)
     task = asyncio.create_task(replies.listen())
     try:
         await asyncio.wait_for(replies.subscribed.wait(), WAIT_S)
@@ -48,16 +63,20 @@ async def fake() -> AsyncIterator[tuple[Replies, Redis]]:
         yield replies, client
 
 
-def receive(result: str | bytes) -> list[Outcome] | None:
+def receive(result: str | bytes) -> Told:
     """Return what a caller gets for a result."""
 
-    async def run() -> list[Outcome] | None:
+    async def run() -> Told:
         async with fake() as (replies, client):
             future = replies.expect_later(PREFIX + "1")
-            await send(client, "1", result)
+            await send_raw(client, "1", result)
             return await asyncio.wait_for(future, WAIT_S)
 
     return asyncio.run(run())
+
+
+def count_forgeries() -> float:
+    return metrics.API.get_sample_value("payouts_forgeries_total", {"reason": "reply"}) or 0
 
 
 @asynccontextmanager
@@ -68,53 +87,93 @@ async def connect(valkey: EmbeddedValkey) -> AsyncIterator[Redis]:
 
 def test_outcomes_arrive_in_order() -> None:
     outcomes = list(Outcome)
-    assert receive(make_result(*outcomes)) == outcomes
+    assert receive(make_result("1", *outcomes)) == Reply(outcomes)
 
 
 def test_empty_group_is_answered_with_nothing() -> None:
-    assert receive(make_result()) == []
+    assert receive(make_result("1")) == Reply([])
 
 
 @pytest.mark.parametrize("status", ["FAILURE", "RETRY", "REVOKED", "STARTED", "PENDING"])
 def test_task_that_did_not_succeed_is_none(status: str) -> None:
-    assert receive(make_result(Outcome.ALLOCATED, status=status)) is None
+    assert receive(make_result("1", Outcome.ALLOCATED, status=status)) is None
 
 
 @pytest.mark.parametrize(
     "result",
     [
         json.dumps({"status": "FAILURE", "result": {"exc_type": "WorkerLostError", "exc_message": ["x"]}}),
-        make_result(Outcome.ALLOCATED).replace("allocated", "an outcome of a newer worker"),
-        '{"status": "SUCCESS", "result": "allocated"}',
-        '{"status": "SUCCESS", "result": [1]}',
         '{"status": "SUCCESS"}',
-        '{"status": 5, "result": []}',
-        '{"result": []}',
-        "{}",
-        "[]",
-        "null",
-        "not JSON",
-        "",
-        b"\x80\x04]\x94.",
-        b'{"status": "SUCCESS", "result": ["\xff"]}',
-        b'{"status": "SUCCESS", "result": "\\ud800"}',
-        "[" * 5000,
-        '{"status": "SUCCESS", "result": ' + "[" * 5000 + "]" * 5000 + "}",
+        wrap(None),
     ],
 )
-def test_damaged_result_is_none(result: str | bytes) -> None:
+def test_task_that_failed_as_a_whole_is_none(result: str) -> None:
     assert receive(result) is None
 
 
-def test_damaged_result_does_not_end_the_listening() -> None:
+def test_outcome_of_a_newer_worker_is_none() -> None:
+    """It is found out at the deadline."""
+    newer = msgspec.msgpack.encode([["an outcome of a newer worker"]])
+    sealed = base64.b64encode(Seal(HASH_SECRET.encode(), "reply").seal(newer, f"2:{PREFIX}1".encode())).decode()
+    assert receive(wrap(f"2:{sealed}")) is None
+
+
+FORGERIES: list[str | bytes] = [
+    wrap(["allocated"]),
+    wrap(["expired"]),
+    wrap(CODEC.seal_reply(Reply([Outcome.ALLOCATED]), PREFIX + "another")),
+    wrap(GroupCodec(b"another secret, which is long enough").seal_reply(Reply([Outcome.ALLOCATED]), PREFIX + "1")),
+    wrap(CODEC.seal([], PREFIX + "1")),
+    wrap(CODEC.seal_reply(Reply([Outcome.ALLOCATED]), PREFIX + "1")[:-4]),
+    wrap("3" + CODEC.seal_reply(Reply([Outcome.ALLOCATED]), PREFIX + "1")),
+    wrap("2:"),
+    wrap("allocated"),
+    wrap([1]),
+    wrap({"outcomes": ["allocated"]}),
+    '{"status": 5, "result": []}',
+    '{"result": []}',
+    "{}",
+    "[]",
+    "null",
+    "not JSON",
+    "",
+    b"\x80\x04]\x94.",
+    b'{"status": "SUCCESS", "result": ["\xff"]}',
+    b'{"status": "SUCCESS", "result": "\\ud800"}',
+    "[" * 5000,
+    '{"status": "SUCCESS", "result": ' + "[" * 5000 + "]" * 5000 + "}",
+]
+
+
+@pytest.mark.parametrize("forged", FORGERIES)
+def test_what_no_worker_sealed_for_the_task_is_dropped_counted_and_logged(
+    forged: str | bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The worker's own reply is still expected, and received."""
+
     async def run() -> None:
         async with fake() as (replies, client):
-            for name, result in (("1", b"\xff"), ("2", "[" * 5000), ("3", "{")):
-                replies.expect_later(PREFIX + name)
-                await send(client, name, result)
+            future = replies.expect_later(PREFIX + "1")
+            await send_raw(client, "1", forged)
+            await send(client, "1", Outcome.EXPIRED)
+            assert await asyncio.wait_for(future, WAIT_S) == Reply([Outcome.EXPIRED])
+
+    before = count_forgeries()
+    asyncio.run(run())
+    assert count_forgeries() == before + 1
+    assert [message for message in caplog.messages if "a reply was dropped" in message]
+    assert "allocated" not in caplog.text
+
+
+def test_forgeries_do_not_end_the_listening() -> None:
+    async def run() -> None:
+        async with fake() as (replies, client):
+            for number, forged in enumerate(FORGERIES):
+                replies.expect_later(f"{PREFIX}{number}")
+                await send_raw(client, str(number), forged)
             future = replies.expect_later(PREFIX + "good")
-            await send(client, "good", make_result(Outcome.ALLOCATED))
-            assert await asyncio.wait_for(future, WAIT_S) == [Outcome.ALLOCATED]
+            await send(client, "good", Outcome.ALLOCATED)
+            assert await asyncio.wait_for(future, WAIT_S) == Reply([Outcome.ALLOCATED])
 
     asyncio.run(run())
 
@@ -124,9 +183,9 @@ def test_each_waits_for_its_own() -> None:
         async with fake() as (replies, client):
             futures = [replies.expect_later(f"{PREFIX}{number}") for number in range(3)]
             for number, outcome in ((2, Outcome.EXPIRED), (0, Outcome.ALLOCATED), (1, Outcome.FAILED)):
-                await send(client, str(number), make_result(outcome))
+                await send(client, str(number), outcome)
             found = await asyncio.wait_for(asyncio.gather(*futures), WAIT_S)
-            assert found == [[Outcome.ALLOCATED], [Outcome.FAILED], [Outcome.EXPIRED]]
+            assert found == [Reply([each]) for each in (Outcome.ALLOCATED, Outcome.FAILED, Outcome.EXPIRED)]
 
     asyncio.run(run())
 
@@ -135,13 +194,13 @@ def test_second_reply_to_the_same_task_is_ignored() -> None:
     async def run() -> None:
         async with fake() as (replies, client):
             future = replies.expect_later(PREFIX + "1")
-            await send(client, "1", make_result(Outcome.ALLOCATED))
-            assert await asyncio.wait_for(future, WAIT_S) == [Outcome.ALLOCATED]
-            await send(client, "1", make_result(Outcome.EXPIRED))
+            await send(client, "1", Outcome.ALLOCATED)
+            assert await asyncio.wait_for(future, WAIT_S) == Reply([Outcome.ALLOCATED])
+            await send(client, "1", Outcome.EXPIRED)
             other = replies.expect_later(PREFIX + "2")
-            await send(client, "2", make_result())
+            await send(client, "2")
             await asyncio.wait_for(other, WAIT_S)
-            assert future.result() == [Outcome.ALLOCATED]
+            assert future.result() == Reply([Outcome.ALLOCATED])
 
     asyncio.run(run())
 
@@ -152,8 +211,8 @@ def test_forgotten_task_is_never_answered() -> None:
             forgotten, other = replies.expect_later(PREFIX + "1"), replies.expect_later(PREFIX + "2")
             replies.forget(PREFIX + "1")
             replies.forget(PREFIX + "never expected")
-            await send(client, "1", make_result(Outcome.ALLOCATED))
-            await send(client, "2", make_result(Outcome.ALLOCATED))
+            await send(client, "1", Outcome.ALLOCATED)
+            await send(client, "2", Outcome.ALLOCATED)
             await asyncio.wait_for(other, WAIT_S)
             assert not forgotten.done()
 
@@ -165,9 +224,9 @@ def test_reply_to_someone_who_gave_up_does_no_harm() -> None:
         async with fake() as (replies, client):
             given_up, other = replies.expect_later(PREFIX + "1"), replies.expect_later(PREFIX + "2")
             given_up.cancel()
-            await send(client, "1", make_result(Outcome.ALLOCATED))
-            await send(client, "2", make_result(Outcome.ALLOCATED))
-            assert await asyncio.wait_for(other, WAIT_S) == [Outcome.ALLOCATED]
+            await send(client, "1", Outcome.ALLOCATED)
+            await send(client, "2", Outcome.ALLOCATED)
+            assert await asyncio.wait_for(other, WAIT_S) == Reply([Outcome.ALLOCATED])
 
     asyncio.run(run())
 
@@ -176,8 +235,8 @@ def test_reply_of_another_process_is_not_received() -> None:
     async def run() -> None:
         async with fake() as (replies, client):
             future, own = replies.expect_later("api-other-1"), replies.expect_later(PREFIX + "1")
-            await client.publish("celery-task-meta-api-other-1", make_result(Outcome.ALLOCATED))
-            await send(client, "1", make_result(Outcome.ALLOCATED))
+            await client.publish("celery-task-meta-api-other-1", make_result("1", Outcome.ALLOCATED))
+            await send(client, "1", Outcome.ALLOCATED)
             await asyncio.wait_for(own, WAIT_S)
             assert not future.done()
 
@@ -187,14 +246,14 @@ def test_reply_of_another_process_is_not_received() -> None:
 def test_result_stored_before_the_subscription_is_fetched() -> None:
     async def run() -> None:
         async with fakeredis.FakeAsyncRedis() as client:
-            replies = Replies(client, PREFIX)
+            replies = Replies(client, CODEC, PREFIX)
             missed, open_ = replies.expect_later(PREFIX + "1"), replies.expect_later(PREFIX + "2")
-            await send(client, "1", make_result(Outcome.ALLOCATED))
+            await send(client, "1", Outcome.ALLOCATED)
             task = asyncio.create_task(replies.listen())
-            assert await asyncio.wait_for(missed, WAIT_S) == [Outcome.ALLOCATED]
+            assert await asyncio.wait_for(missed, WAIT_S) == Reply([Outcome.ALLOCATED])
             assert not open_.done()
-            await send(client, "2", make_result(Outcome.EXPIRED))
-            assert await asyncio.wait_for(open_, WAIT_S) == [Outcome.EXPIRED]
+            await send(client, "2", Outcome.EXPIRED)
+            assert await asyncio.wait_for(open_, WAIT_S) == Reply([Outcome.EXPIRED])
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
@@ -209,8 +268,8 @@ def test_lost_redis_is_tried_again_until_it_is_back(caplog: pytest.LogCaptureFix
             server.connected = False
             await wait_until_lost(replies)
             server.connected = True
-            await client.set(KEY + "1", make_result(Outcome.ALLOCATED))
-            assert await asyncio.wait_for(future, WAIT_S) == [Outcome.ALLOCATED]
+            await client.set(KEY + "1", make_result("1", Outcome.ALLOCATED))
+            assert await asyncio.wait_for(future, WAIT_S) == Reply([Outcome.ALLOCATED])
             await asyncio.wait_for(replies.subscribed.wait(), WAIT_S)
 
     asyncio.run(run())
@@ -221,8 +280,8 @@ def test_reply_arrives_from_a_real_valkey(valkey: EmbeddedValkey) -> None:
     async def run() -> None:
         async with connect(valkey) as client, listening(client) as replies:
             future = replies.expect_later(PREFIX + "1")
-            await send(client, "1", make_result(Outcome.ALLOCATED))
-            assert await asyncio.wait_for(future, WAIT_S) == [Outcome.ALLOCATED]
+            await send(client, "1", Outcome.ALLOCATED)
+            assert await asyncio.wait_for(future, WAIT_S) == Reply([Outcome.ALLOCATED])
 
     asyncio.run(run())
 
@@ -238,14 +297,14 @@ def test_killed_connection_loses_no_reply(valkey: EmbeddedValkey) -> None:
                 async with client.pipeline(transaction=True) as pipeline:
                     # In one step, so that no subscriber can be there for the publishing.
                     pipeline.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
-                    pipeline.set(f"{KEY}{round_}", make_result(Outcome.ALLOCATED))
-                    pipeline.publish(f"{KEY}{round_}", make_result(Outcome.ALLOCATED))
+                    pipeline.set(f"{KEY}{round_}", make_result(str(round_), Outcome.ALLOCATED))
+                    pipeline.publish(f"{KEY}{round_}", make_result(str(round_), Outcome.ALLOCATED))
                     killed, _, received = await pipeline.execute()
                 assert (killed, received) == (1, 0)
-                assert await asyncio.wait_for(missed, WAIT_S) == [Outcome.ALLOCATED]
+                assert await asyncio.wait_for(missed, WAIT_S) == Reply([Outcome.ALLOCATED])
                 await wait_for_subscriber(client)
-                await send(client, f"later-{round_}", make_result(Outcome.EXPIRED))
-                assert await asyncio.wait_for(later, WAIT_S) == [Outcome.EXPIRED]
+                await send(client, f"later-{round_}", Outcome.EXPIRED)
+                assert await asyncio.wait_for(later, WAIT_S) == Reply([Outcome.EXPIRED])
 
     asyncio.run(run())
 
@@ -260,8 +319,8 @@ def test_valkey_that_hangs_is_noticed_and_comes_back(valkey: EmbeddedValkey) -> 
             finally:
                 os.kill(valkey.pid, signal.SIGCONT)
             await asyncio.wait_for(replies.subscribed.wait(), WAIT_S)
-            await send(client, "1", make_result(Outcome.ALLOCATED))
-            assert await asyncio.wait_for(future, WAIT_S) == [Outcome.ALLOCATED]
+            await send(client, "1", Outcome.ALLOCATED)
+            assert await asyncio.wait_for(future, WAIT_S) == Reply([Outcome.ALLOCATED])
 
     asyncio.run(run())
 
@@ -274,8 +333,8 @@ def test_valkey_that_restarts_empty_is_subscribed_to_again(valkey: EmbeddedValke
             await wait_until_lost(replies)
             await asyncio.to_thread(valkey.start)
             await asyncio.wait_for(replies.subscribed.wait(), WAIT_S)
-            await send(client, "1", make_result(Outcome.ALLOCATED))
-            assert await asyncio.wait_for(future, WAIT_S) == [Outcome.ALLOCATED]
+            await send(client, "1", Outcome.ALLOCATED)
+            assert await asyncio.wait_for(future, WAIT_S) == Reply([Outcome.ALLOCATED])
 
     asyncio.run(run())
 

@@ -304,16 +304,32 @@ def test_of_several_things_wrong_the_first_answers(system: System, client: httpx
                 ]
             },
         ),
-        (CSV_TYPE, b"email,amount\n\xff", {"allocations": ["Line 2 is not valid UTF-8."]}),
         (
             CSV_TYPE,
-            b"email;amount\n",
-            {"allocations": ["Line 1 separates columns by semicolons; CSV separates them by commas."]},
+            b"email,amount\n\xff",
+            {
+                "allocations": [
+                    (
+                        "Line 2 is not valid UTF-8; it is probably Windows-1252. "
+                        "Save the file as UTF-8 (in Excel: Save As, CSV UTF-8)."
+                    )
+                ]
+            },
+        ),
+        (
+            CSV_TYPE,
+            b"email|amount\n",
+            {"allocations": ["Line 1 separates columns by bars; use commas, semicolons or tabs."]},
         ),
         (
             CSV_TYPE,
             b"email,amount\na@example.com,1\nb@example.com,10.50\n",
-            {"allocations.1.amount": ["The allocations.1.amount must be an integer."]},
+            {
+                "allocations.1.amount": [
+                    "The allocations.1.amount must be an integer.",
+                    "Line 3: the amount '10.50' is not whole cents, written without a point: in cents $10.50 is 1050.",
+                ]
+            },
         ),
         (
             "application/json",

@@ -8,8 +8,8 @@ import pytest
 import sqlalchemy as sa
 
 from api.batches.intake import BatchIntake
+from api.batches.reader.files import FileFormat
 from api.batches.releasing import BatchReleaser
-from api.batches.rows import BatchFormat
 from api.web.authentication import Identity
 from api.web.errors import TooManyWaitingError
 from core.database.connection import Database
@@ -58,7 +58,7 @@ def hasty_intake(database: Database, records: InDoubtRecords, environment: dict[
 
 def accept(intake: BatchIntake, payer: Account) -> object:
     identity = Identity(payer.business.id, payer.api_key_id)
-    return asyncio.run(intake.accept(identity, BODY, BatchFormat.CSV, None))
+    return asyncio.run(intake.accept(identity, BODY, FileFormat.CSV, None))
 
 
 def count_everything(database: Database) -> tuple[int, int, int]:

@@ -77,6 +77,14 @@ def test_business_is_disabled_and_enabled(payouts: Run, acme: dict[str, Any]) ->
     assert payouts("business", "show", "ACME", "--json").document["payouts_enabled"] is True
 
 
+def test_keys_are_required_and_not_required(payouts: Run, acme: dict[str, Any]) -> None:
+    assert payouts("business", "show", "ACME", "--json").document["requires_keys"] is False
+    assert payouts("business", "require-keys", "ACME", "on", "--json").document["requires_keys"] is True
+    assert "keys             required" in payouts("business", "show", acme["id"]).stdout
+    assert payouts("business", "require-keys", acme["id"], "off", "--json").document["requires_keys"] is False
+    assert payouts("business", "require-keys", "ACME", "perhaps").exit_code == 2
+
+
 def test_funds_are_added(payouts: Run, acme: dict[str, Any]) -> None:
     assert payouts("business", "fund", acme["id"], "250", "--json").document["payout_balance"] == 5250
     assert "$52.51" in payouts("business", "fund", "ACME", "1").stdout

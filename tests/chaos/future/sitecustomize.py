@@ -2,4 +2,4 @@
 
 from core import messages
 
-messages._VERSION = "2"
+messages._VERSION = "3"

@@ -1,7 +1,6 @@
 """The periodic task that finishes what is in doubt while no API process runs."""
 
 import redis
-import sqlalchemy as sa
 
 from core.batches.payout_batch import BatchStatus
 from core.database.connection import Database
