@@ -5,7 +5,6 @@ that is copied and kept changes nothing when it returns: what it asks for has be
 """
 
 import base64
-import binascii
 from collections.abc import Sequence
 from enum import StrEnum
 from typing import Protocol
@@ -82,5 +81,5 @@ class RecordCodec:
             return None
         try:
             return _decoder.decode(self._seal.open(base64.b64decode(body, validate=True), _PLACE))
-        except (binascii.Error, ForgeryError, msgspec.DecodeError):
+        except (ValueError, ForgeryError, msgspec.DecodeError):
             return None
