@@ -119,7 +119,7 @@ def test_nothing_else_is_at_the_top() -> None:
     expected = {
         ".ci", ".dockerignore", ".github", ".gitignore", ".pre-commit-config.yaml", "CHANGELOG.md", "CONTRIBUTING.md",
         "Dockerfile", "LICENSE", "Makefile", "Procfile", "README.md", "SECURITY.md", "api", "constraints.txt", "core",
-        "docker-compose.secrets.yml", "docker-compose.yml", "docs", "monitoring", "pyproject.toml", "tests",
+        "docker-compose.secrets.yml", "docker-compose.yml", "docs", "findings", "monitoring", "pyproject.toml", "tests",
         "workers",
     }  # fmt: skip
     generated = {".git", ".coverage", ".venv", ".payouts", ".pytest_cache", ".mypy_cache", ".ruff_cache", ".hypothesis",

@@ -1,6 +1,7 @@
 """How long a worker waits for rows that others hold, so that one business never keeps it from the others."""
 
 import time
+from collections.abc import Callable
 from uuid import UUID
 
 _REMEMBERED_S = 2.0
@@ -14,8 +15,9 @@ class Patience:
     copies of a message arrive.
     """
 
-    def __init__(self, wait_s: float) -> None:
+    def __init__(self, wait_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._wait_s = wait_s
+        self._clock = clock
         self._held_since: dict[UUID, float] = {}
 
     def is_known_as_held(self, business_id: UUID) -> bool:
@@ -23,14 +25,14 @@ class Patience:
         since = self._held_since.get(business_id)
         if since is None:
             return False
-        if time.monotonic() - since < _REMEMBERED_S:
+        if self._clock() - since < _REMEMBERED_S:
             return True
         self._held_since.pop(business_id, None)
         return False
 
     def left_s(self) -> float:
         """Return how long one task may wait, for all its businesses that are not known as held."""
-        now = time.monotonic()
+        now = self._clock()
         self._held_since = {id_: since for id_, since in self._held_since.items() if now - since < _REMEMBERED_S}
         return self._wait_s / (1 + len(self._held_since))
 
@@ -38,7 +40,7 @@ class Patience:
         """Remember that a business's rows were not to be had; tell whether that was not remembered yet."""
         if self.is_known_as_held(business_id):
             return False
-        self._held_since[business_id] = time.monotonic()
+        self._held_since[business_id] = self._clock()
         return True
 
     def note_success(self, business_id: UUID) -> None:

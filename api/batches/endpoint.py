@@ -1,20 +1,22 @@
 """Payout batches over HTTP: accept, list, show, and what became of each row."""
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, TypeVar
 from uuid import UUID
 
-from litestar import get, route
+from litestar import get, post, route
 from litestar.handlers import HTTPRouteHandler
 from sqlalchemy import Connection
 
 from api.batches.intake import BatchIntake
 from api.batches.reader.exports import RESULT_COLUMNS
+from api.batches.reader.files import FileFormat
 from api.batches.rows import find_body_format
 from api.resources import schemas
 from api.resources.pagination import Collection, Paginator
 from api.resources.query_parameters import PAGE, Parameters, batches_cursor, results_cursor
 from api.web import responses
+from api.web.authentication import Identity
 from api.web.business_request import BusinessRequests
 from api.web.errors import TooManyWaitingError
 from api.web.headers import read_header
@@ -25,12 +27,15 @@ from api.web.request_log import note_of
 from api.web.responses import HttpResponse, Refusal
 from core.batches import reading
 from core.batches.payout_batch import BODY_MAX_BYTES, PayoutBatch, RowOutcome
+from core.batches.preview import Preview
 from core.batches.reading import BatchResult
 from core.credentials import payout_hash
 from core.ids import IdKind, format_id, parse_id
 from core.money import format_decimal
 
+Found = TypeVar("Found")
 PATH = "/payout/batches"
+PREVIEW_PATH = "/payout/batches/preview"
 ITEM_PATH = "/payout/batches/{batch_id:str}"
 UPLOAD_TIMEOUT_S = 120.0
 RESULTS_PATH = "/payout/batches/{batch_id:str}/results"
@@ -57,7 +62,11 @@ def batch_routes(
         collection = result_collection(batch_id, hash_secret)
         return await paginator.answer(request, parameters.errors, collection, after, limit)
 
-    return [list_or_create_batches, get_batch, list_results]
+    @post(PREVIEW_PATH, request_max_body_size=BODY_MAX_BYTES)
+    async def preview_batch(request: HttpRequest) -> HttpResponse:
+        return await _preview(request, requests, intake)
+
+    return [preview_batch, list_or_create_batches, get_batch, list_results]
 
 
 async def _list(request: HttpRequest, paginator: Paginator) -> HttpResponse:
@@ -66,18 +75,33 @@ async def _list(request: HttpRequest, paginator: Paginator) -> HttpResponse:
     return await paginator.answer(request, parameters.errors, _BATCHES, after, limit)
 
 
-async def _create(request: HttpRequest, requests: BusinessRequests, intake: BatchIntake) -> HttpResponse:
+async def _upload(
+    request: HttpRequest,
+    requests: BusinessRequests,
+    intake: BatchIntake,
+    take: Callable[[Identity, bytes, FileFormat | None, str | None], Awaitable[Found]],
+) -> Found | Refusal:
+    """Read the rows that a business hands in, and let the intake take them."""
     identity = await requests.identify(request)
     if isinstance(identity, Refusal):
-        return identity.response()
+        return identity
     idempotency_key = strip_key(read_header(request.scope["headers"], b"idempotency-key"))
     written_as = find_body_format(request.headers.get("content-type", ""))
     try:
         with intake.enter():
             body = await read_body(request, UPLOAD_TIMEOUT_S)
-            accepted = await intake.accept(identity, body, written_as, idempotency_key)
+            return await take(identity, body, written_as, idempotency_key)
     except TooManyWaitingError:
-        return responses.TOO_MANY_REQUESTS.response()
+        return responses.TOO_MANY_REQUESTS
+
+
+async def _preview(request: HttpRequest, requests: BusinessRequests, intake: BatchIntake) -> HttpResponse:
+    found = await _upload(request, requests, intake, intake.preview)
+    return responses.respond(schemas.BatchPreview.of(found) if isinstance(found, Preview) else found)
+
+
+async def _create(request: HttpRequest, requests: BusinessRequests, intake: BatchIntake) -> HttpResponse:
+    accepted = await _upload(request, requests, intake, intake.accept)
     if isinstance(accepted, Refusal | dict):
         return responses.respond(accepted)
     note_of(request.scope).batch_id = accepted.batch.id

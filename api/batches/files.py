@@ -8,7 +8,9 @@ from pathlib import Path
 import msgspec
 
 from api.batches.reader.doors import Door
-from api.batches.reader.reading import Options, Reading, read_payments
+from api.batches.reader.options import Options
+from api.batches.reader.payments import read_payments
+from api.batches.reader.reading import Reading
 from api.batches.reader.words import write_mistakes
 from core.batches.payout_batch import BODY_MAX_BYTES, ROWS_MAX
 from core.errors import UserError

@@ -30,6 +30,7 @@ from core.batches.acceptance import (
     Submission,
 )
 from core.batches.payout_batch import PayoutBatch
+from core.batches.preview import Preview, look_ahead
 from core.database.connection import DATABASE_ERRORS, Database
 from core.ids import new_id
 from core.messages import Outcome
@@ -107,6 +108,34 @@ class BatchIntake:
         """
         return await self._attempt(lambda attempt: self._accept_submission(submission, attempt, record))
 
+    async def preview(
+        self, identity: Identity, body: bytes, written_as: FileFormat | None, idempotency_key: str | None
+    ) -> Preview | Refusal | FieldErrors:
+        """Tell what a batch would do, or why it would be refused; nothing is accepted.
+
+        Raises:
+            TimeoutError: it took too long.
+
+        """
+
+        def work(check_time: Callable[[], None]) -> Preview | Refusal | FieldErrors:
+            submission = self._read(identity, body, written_as, idempotency_key, check_time)
+            if not isinstance(submission, Submission):
+                return submission
+            found = self._look_ahead(submission, check_time)
+            return _explain_references(found.rows) if isinstance(found, ReferencesReused) else found
+
+        return await self.run(work)
+
+    async def preview_submission(self, submission: Submission) -> Preview | Refusal | ReferencesReused:
+        """Tell what rows that were checked would do; nothing is accepted.
+
+        Raises:
+            TimeoutError: it took too long.
+
+        """
+        return await self.run(lambda check_time: self._look_ahead(submission, check_time))
+
     async def run(self, work: Callable[[Callable[[], None]], Found]) -> Found:
         """Do something that takes as long as the rows of a batch; it is given what ends it when its time is over."""
         return await self._attempt(lambda attempt: work(attempt.check_time))
@@ -126,23 +155,44 @@ class BatchIntake:
         idempotency_key: str | None,
         attempt: Attempt,
     ) -> Accepted | Refusal | FieldErrors:
-        attempt.check_time()
+        submission = self._read(identity, body, written_as, idempotency_key, attempt.check_time)
+        if not isinstance(submission, Submission):
+            return submission
+        accepted = self._accept_submission(submission, attempt, lambda *_: None)
+        return _explain_references(accepted.rows) if isinstance(accepted, ReferencesReused) else accepted
+
+    def _look_ahead(
+        self, submission: Submission, check_time: Callable[[], None]
+    ) -> Preview | Refusal | ReferencesReused:
+        found = _once_decided(
+            lambda: self._database.read(lambda connection: look_ahead(connection, submission)), check_time
+        )
+        return REFUSAL_BY_OUTCOME[found] if isinstance(found, Outcome) else found
+
+    def _read(
+        self,
+        identity: Identity,
+        body: bytes,
+        written_as: FileFormat | None,
+        idempotency_key: str | None,
+        check_time: Callable[[], None],
+    ) -> Submission | Refusal | FieldErrors:
+        """Check who hands a batch in, and all of its rows."""
+        check_time()
         refusal = find_refusal(self._database, identity, has_name=idempotency_key is not None)
         if refusal is responses.UNAUTHORIZED:
             return refusal
         if not may_be_key(idempotency_key):
             return refusal or responses.IDEMPOTENCY_KEY_MALFORMED
-        rows = parse_rows(body, written_as, attempt.check_time)
+        rows = parse_rows(body, written_as, check_time)
         if not isinstance(rows, list):
             return refusal or (responses.NOT_AN_OBJECT if isinstance(rows, NotAnObject) else rows)
-        submission = Submission.of(identity.business_id, identity.api_key_id, rows, idempotency_key)
-        accepted = self._accept_submission(submission, attempt, lambda *_: None)
-        return _explain_references(accepted.rows) if isinstance(accepted, ReferencesReused) else accepted
+        return Submission.of(identity.business_id, identity.api_key_id, rows, idempotency_key)
 
     def _accept_submission(
         self, submission: Submission, attempt: Attempt, record: Callable[[Connection, PayoutBatch], None]
     ) -> Accepted | Refusal | ReferencesReused:
-        answer = self._decide(submission, attempt.check_time, record)
+        answer = _once_decided(lambda: self._decide(submission, attempt.check_time, record), attempt.check_time)
         if isinstance(answer, Outcome):
             return REFUSAL_BY_OUTCOME[answer]
         if isinstance(answer, Accepted):
@@ -155,17 +205,8 @@ class BatchIntake:
     def _decide(
         self, submission: Submission, check_time: Callable[[], None], record: Callable[[Connection, PayoutBatch], None]
     ) -> acceptance.Answer:
-        """Sort and load, and wait until other batches with the same references are released or cancelled."""
-        give_up_at = time.monotonic() + FIND_OUT_WITHIN_S
-        while True:
-            check_time()
-            try:
-                found = self._database.read(lambda connection: acceptance.sort_rows(connection, submission))
-                return self._load(submission, found, check_time, record) if isinstance(found, Sorting) else found
-            except ReferencesUndecidedError:
-                if time.monotonic() >= give_up_at:
-                    raise TimeoutError from None
-                time.sleep(AGAIN_AFTER_S)
+        found = self._database.read(lambda connection: acceptance.sort_rows(connection, submission))
+        return self._load(submission, found, check_time, record) if isinstance(found, Sorting) else found
 
     def _release(self, accepted: Accepted, attempt: Attempt) -> Accepted:
         """Release a batch unless its caller is answered 500; also one that an earlier call left unreleased."""
@@ -232,6 +273,24 @@ class BatchIntake:
                 if batch is None:
                     raise error
                 return Accepted(batch, is_replay=False)
+
+
+def _once_decided(work: Callable[[], Found], check_time: Callable[[], None]) -> Found:
+    """Do something once all batches with the same references are released or cancelled.
+
+    Raises:
+        TimeoutError: they were not in time.
+
+    """
+    give_up_at = time.monotonic() + FIND_OUT_WITHIN_S
+    while True:
+        check_time()
+        try:
+            return work()
+        except ReferencesUndecidedError:
+            if time.monotonic() >= give_up_at:
+                raise TimeoutError from None
+            time.sleep(AGAIN_AFTER_S)
 
 
 def _explain_references(rows: list[int]) -> FieldErrors:

@@ -12,7 +12,9 @@ from api.batches.reader.doors import Door
 from api.batches.reader.files import FileFormat, decode, find_format
 from api.batches.reader.json_rows import NotAnObjectError, parse_pairs, read_lines
 from api.batches.reader.mistakes import FileMistakeError, Mistake, Reason
-from api.batches.reader.reading import Options, Reading, read_payments
+from api.batches.reader.options import Options
+from api.batches.reader.payments import read_payments
+from api.batches.reader.reading import Reading
 from api.batches.reader.words import write_fault, write_mistake
 from api.web.validation import FieldErrors, NotAnObject
 from core.batches.payout_batch import REFERENCE_MAX_CHARACTERS, ROWS_MAX, BatchRow

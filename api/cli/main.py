@@ -99,7 +99,10 @@ def up(host: str, port: int, data_dir: Path, *, flower: bool) -> None:
 )
 @click.option("--dry-run", is_flag=True, help="Check the file and the balance, and send nothing.")
 @click.option("--yes", is_flag=True, help="Do not ask before paying.")
-def push(file: Path, key: str, url: str, *, expect: str | None, dry_run: bool, yes: bool, **how: Any) -> None:
+@click.option("--again", is_flag=True, help="Pay rows without references also where they equal earlier payments.")
+def push(
+    file: Path, key: str, url: str, *, expect: str | None, dry_run: bool, yes: bool, again: bool, **how: Any
+) -> None:
     """Pay the rows of a CSV, NDJSON, JSON or .xlsx file: email, amount and, if wanted, reference.
 
     The same file pays once, however often it is pushed: run it again after an interruption.
@@ -107,7 +110,7 @@ def push(file: Path, key: str, url: str, *, expect: str | None, dry_run: bool, y
     from api.cli.push import run_push
     from api.cli.push_options import read_expected, read_options
 
-    run_push(
+    code = run_push(
         file,
         url,
         key,
@@ -115,7 +118,9 @@ def push(file: Path, key: str, url: str, *, expect: str | None, dry_run: bool, y
         expected_cents=read_expected(expect),
         is_dry_run=dry_run,
         is_confirmed=yes,
+        is_again=again,
     )
+    sys.exit(code)
 
 
 @click.command()

@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from io import TextIOWrapper
 from pathlib import Path
 
@@ -17,8 +18,9 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.text import Text
 
 from api.batches.files import Part, PushError, PushFile, PushLimits, read_file, split
-from api.batches.reader.reading import Options
+from api.batches.reader.options import Options
 from api.batches.reader.summary import describe
+from api.cli.push_preview import Outlook, Preview
 from api.cli.push_server import RESULT_COLUMNS, Batch, RefusedError, Server, renumber
 from core.batches.payout_batch import BatchStatus
 from core.money import format_dollars
@@ -30,6 +32,18 @@ _RUN_AGAIN = "Run the same command with the same, unchanged file to go on: nothi
 
 
 # Showing progress
+
+
+class NothingNewError(PushError):
+    """Every row was paid before this run."""
+
+    exit_code = 3
+
+
+class NotAllPaidError(PushError):
+    """The batches are finished, and some rows are not paid."""
+
+    exit_code = 4
 
 
 class _RateColumn(ProgressColumn):
@@ -88,14 +102,17 @@ def run_push(
     expected_cents: int | None = None,
     is_dry_run: bool = False,
     is_confirmed: bool = False,
+    is_again: bool = False,
     limits: PushLimits | None = None,
-) -> None:
-    """Pay the rows of a file, and write what became of each to `FILE.results.csv`.
+) -> int:
+    """Pay the rows of a file, and write what became of each to `FILE.results.csv`; return the exit code.
 
-    Ctrl-C ends the process with exit code 130, at any time without harm.
+    That is 0 where rows were paid, and 3 where all of them had been paid before. Ctrl-C ends the process with exit code
+    130, at any time without harm.
 
     Raises:
-        PushError: not every row was allocated; what was accepted is paid, and the same call again pays the rest.
+        NotAllPaidError: the batches are finished, and some rows are not paid.
+        PushError: nothing was sent; or what was accepted is paid, and the same call again pays the rest.
 
     """
     push: _Push | None = None
@@ -106,16 +123,18 @@ def run_push(
         server = Server(url, key, limits)
         try:
             push = _Push(file, server, limits)
-            push.show()
+            outlook = push.show()
             if is_dry_run:
                 click.echo("Dry run: nothing was sent.")
-                return
-            if not is_confirmed and sys.stdin.isatty() and not click.confirm("Pay them?"):
-                text = "Not confirmed; nothing was sent."
-                raise PushError(text)
+                return 0
+            _confirm(outlook, is_confirmed=is_confirmed, is_again=is_again)
             push.send()
             push.wait()
             push.finish()
+            if push.is_nothing_new:
+                click.echo("Nothing new to pay: every row was paid before.")
+                return NothingNewError.exit_code
+            return 0
         finally:
             server.close()
     except (KeyboardInterrupt, click.Abort):
@@ -123,6 +142,32 @@ def run_push(
         end = f"What was accepted is paid all the same. {_RUN_AGAIN}" if was_sent else "Nothing was sent."
         click.echo(f"\nStopped. {end}", err=True)
         sys.exit(_INTERRUPTED)
+
+
+def _confirm(outlook: Outlook, *, is_confirmed: bool, is_again: bool) -> None:
+    """Ask on a terminal; elsewhere, or where nobody is to be asked, equal payments need `--again`.
+
+    Raises:
+        PushError: no.
+
+    """
+    rows, equal = outlook.rows, outlook.equal_rows
+    may_ask = sys.stdin.isatty() and not is_confirmed
+    if equal and not is_again and not may_ask:
+        text = (
+            f"{_count(equal, 'row')} may be paid a second time. Nothing was sent. To pay "
+            f"{'it' if equal == 1 else 'them'} all the same, add --again; to have each payment paid once, give "
+            "references."
+        )
+        raise PushError(text)
+    if not rows or not may_ask:
+        return
+    question = f"Pay {_count(rows, 'row')}?"
+    if equal and not is_again:
+        question = f"Pay {_count(rows, 'row')}, {equal:,} of them equal to earlier payments?"
+    if not click.confirm(question):
+        text = "Not confirmed; nothing was sent."
+        raise PushError(text)
 
 
 def _check_sum(file: PushFile, expected_cents: int | None) -> None:
@@ -136,7 +181,7 @@ def _check_sum(file: PushFile, expected_cents: int | None) -> None:
         raise PushError(text)
     if not file.rows:
         text = "Every row of these results is paid already. Nothing was sent."
-        raise PushError(text)
+        raise NothingNewError(text)
 
 
 class _Push:
@@ -149,9 +194,10 @@ class _Push:
         self._limits = limits
         self._parts = split(file.rows, limits)
         self._batches: list[Batch] = []
+        self.is_nothing_new = True
 
-    def show(self) -> None:
-        """Show what is about to be done.
+    def show(self) -> Outlook:
+        """Show what is about to be done, and return it.
 
         Raises:
             PushError: it cannot be done.
@@ -170,31 +216,53 @@ class _Push:
         )
         for line in describe(self._file.reading):
             click.echo(line)
+        previews = [self._preview(index) for index in range(len(self._parts))]
+        outlook = Outlook(self._file, self._parts, previews)
+        for line in outlook.describe():
+            click.echo(line)
+        self.is_nothing_new = not outlook.rows
+        balance, amount = outlook.payout_balance, outlook.amount
+        if balance < amount:
+            text = (
+                f"The payout balance is {format_dollars(balance)}, which is {format_dollars(amount - balance)} too "
+                "little. Nothing was sent."
+            )
+            raise PushError(text)
+        click.echo(f"Payout balance: {format_dollars(balance)} now, {format_dollars(balance - amount)} after")
+        return outlook
+
+    def _preview(self, index: int) -> Preview:
+        """Return what a part would do.
+
+        A cancelled batch uses its key up for good. Where every row has a reference, which pays once, the part is sent
+        under a key that follows from the cancelled batch.
+        """
+        part = self._parts[index]
         try:
-            balance = self._server.read_payout_balance()
-            earlier = self._server.find_batch_like(rows[: self._parts[0].end])
+            while True:
+                found = self._server.preview(self._body(part), part.idempotency_key)
+                if found.batch is None or not self._has_references(part):
+                    return found
+                if self._server.read_batch(found.batch).status != BatchStatus.CANCELLED:
+                    return found
+                click.echo(f"{self._name(part)}: {found.batch} was cancelled; what it did not pay is paid now.")
+                key = f"{self._parts[index].idempotency_key.partition('-after-')[0]}-after-{found.batch}"
+                part = self._parts[index] = replace(part, idempotency_key=key)
         except RefusedError as error:
-            text = f"The server refuses: {error}. Nothing was sent."
+            mistakes = self._translate(part, error) or [
+                f"The server refuses: {str(error).rstrip('.')}. Nothing was sent."
+            ]
+            text = "\n".join([*mistakes, "Nothing was sent."] if error.errors else mistakes)
             raise PushError(text) from None
         except PushError as error:
             text = f"{error} Nothing was sent."
             raise PushError(text) from None
-        if earlier is not None:
-            click.echo(
-                f"An earlier run seems to have sent this file: {earlier.id} of {earlier.created_at}. "
-                "What was accepted then is not paid again; other references make other payments."
-            )
-        if earlier is not None or balance >= amount:
-            after = f", {format_dollars(balance - amount)} after"
-            if earlier is not None:
-                after = "; the server decides what is left to pay"
-            click.echo(f"Payout balance: {format_dollars(balance)} now{after}")
-            return
-        text = (
-            f"The payout balance is {format_dollars(balance)}, which is {format_dollars(amount - balance)} too little. "
-            "Nothing was sent."
-        )
-        raise PushError(text)
+
+    def _has_references(self, part: Part) -> bool:
+        return all(row.reference is not None for row in self._file.rows[part.first : part.end])
+
+    def _body(self, part: Part) -> bytes:
+        return msgspec.json.Encoder().encode_lines(self._file.rows[part.first : part.end])
 
     def send(self) -> None:
         """Hand all batches in.
@@ -205,10 +273,11 @@ class _Push:
         """
         self.was_sent = True
         for part in self._parts:
-            body = msgspec.json.Encoder().encode_lines(self._file.rows[part.first : part.end])
             with self._explained(part):
-                batch, is_replay = self._server.send(body, part.idempotency_key)
+                batch, is_replay = self._server.send(self._body(part), part.idempotency_key)
             self._batches.append(batch)
+            if batch.finished_at is None:
+                self.is_nothing_new = False
             how = "was accepted by an earlier run, and is not paid again" if is_replay else "is accepted"
             click.echo(f"{self._name(part)} {how}: {batch.id}")
 
@@ -238,22 +307,27 @@ class _Push:
         """Write the results.
 
         Raises:
-            PushError: they cannot be written, or not every row was allocated.
+            NotAllPaidError: some rows are not paid.
+            PushError: they cannot be written.
 
         """
         target = self._file.results_path
-        allocated = self._write_results(target)
+        paid = self._write_results(target)
         rows = len(self._file.rows)
-        click.echo(f"{allocated:,} of {_count(rows, 'row')} allocated. Results: {target}")
-        if allocated < rows:
+        already_paid = sum(batch.already_paid for batch in self._batches)
+        before = f", {already_paid:,} of them before this file" if already_paid else ""
+        click.echo(f"{paid:,} of {_count(rows, 'row')} allocated{before}. Results: {target}")
+        if paid < rows:
             cancelled = [
                 f"{self._name(part)} ({batch.id})"
                 for part, batch in zip(self._parts, self._batches, strict=True)
                 if batch.status == BatchStatus.CANCELLED
             ]
-            why = f": cancelled: {', '.join(cancelled)}" if cancelled else ""
-            text = f"{_count(rows - allocated, 'row')} of {rows:,} not paid{why}."
-            raise PushError(text)
+            why = (
+                f": cancelled: {', '.join(cancelled)}; push the results to pay the rest: {target}" if cancelled else ""
+            )
+            text = f"{_count(rows - paid, 'row')} of {rows:,} not paid{why}."
+            raise NotAllPaidError(text)
 
     def _refresh(self) -> None:
         for index, batch in enumerate(self._batches):
@@ -262,7 +336,7 @@ class _Push:
                     self._batches[index] = self._server.read_batch(batch.id)
 
     def _write_results(self, target: Path) -> int:
-        """Write all results; return how many rows were allocated."""
+        """Write all results; return how many rows are paid."""
         unfinished: Path | None = None
         try:
             # Hashes are secrets: the file is its owner's alone, from the start.
@@ -271,7 +345,7 @@ class _Push:
             with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
                 csv.writer(file).writerow(RESULT_COLUMNS)
                 pairs = zip(self._parts, self._batches, strict=True)
-                allocated = sum(self._copy_results(part, batch, file) for part, batch in pairs)
+                paid = sum(self._copy_results(part, batch, file) for part, batch in pairs)
             unfinished.replace(target)
         except OSError as error:
             text = f"All batches are finished, but the results cannot be written to {target}: {error.strerror}."
@@ -279,7 +353,7 @@ class _Push:
         finally:
             if unfinished is not None:
                 unfinished.unlink(missing_ok=True)
-        return allocated
+        return paid
 
     def _copy_results(self, part: Part, batch: Batch, file: TextIOWrapper) -> int:
         start = file.tell()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from api.batches.files import PushError
 from api.batches.reader.amounts import Unit
 from api.batches.reader.columns import Mapping
-from api.batches.reader.reading import HiddenRows, Options
+from api.batches.reader.options import HiddenRows, Options
 from core.money import parse_dollars
 
 

@@ -12,7 +12,8 @@ import httpx
 import msgspec
 import rich_click as click
 
-from api.batches.files import Part, PushError, PushLimits, PushRow
+from api.batches.files import Part, PushError, PushLimits
+from api.cli.push_preview import Preview
 from api.retries import choose_backoff_s, may_be_api_key, parse_server_url, read_retry_after_s
 from core.batches.payout_batch import RowOutcome
 
@@ -22,7 +23,7 @@ RESULT_COLUMNS = [
     "row", "email", "amount_cents", "amount_dollars", "reference", "outcome", "hash", "transaction",
 ]  # fmt: skip
 _BATCHES_PATH = "/payout/batches"
-_PAGE_ROWS_MAX = 100
+_PREVIEW_PATH = "/payout/batches/preview"
 _BACKOFF_MAX_S = 5.0
 _RETRY_AFTER_MAX_S = 30.0
 _RETRIES_BEFORE_NOTICE = 3
@@ -47,10 +48,6 @@ class RefusedError(Exception):
         self.errors = errors
 
 
-class _Balance(msgspec.Struct):
-    payout_balance: int
-
-
 class Batch(msgspec.Struct):
     """A payout batch, as far as a push looks at it."""
 
@@ -61,10 +58,7 @@ class Batch(msgspec.Struct):
     processed: int
     created_at: str
     finished_at: str | None
-
-
-class _Page(msgspec.Struct):
-    data: list[PushRow]
+    already_paid: int
 
 
 class Server:
@@ -87,10 +81,6 @@ class Server:
         """Close the connections."""
         self._client.close()
 
-    def read_payout_balance(self) -> int:
-        """Return what is free to allocate now, in cents."""
-        return self._ask("/balance", _Balance).payout_balance
-
     def read_batch(self, batch_id: str) -> Batch:
         """Return how far a batch is."""
         return self._ask(f"{_BATCHES_PATH}/{batch_id}", Batch)
@@ -105,20 +95,15 @@ class Server:
 
         return self._retry(attempt)
 
-    def find_batch_like(self, rows: list[PushRow]) -> Batch | None:
-        """Return the newest batch that looks as if it had these rows; the server alone knows whose keys it has."""
-        amount = sum(row.amount for row in rows)
+    def preview(self, body: bytes, idempotency_key: str) -> Preview:
+        """Return what a batch would do; nothing is handed in."""
+        headers = {"Content-Type": "application/x-ndjson", "Idempotency-Key": idempotency_key}
 
-        def attempt() -> list[Batch]:
-            with self._stream(_BATCHES_PATH, "application/x-ndjson") as response:
-                found = (self._decode_text(line, Batch) for line in response.iter_lines() if line)
-                return [batch for batch in found if (batch.total, batch.amount) == (len(rows), amount)]
+        def attempt() -> Preview:
+            response = self._client.post(_PREVIEW_PATH, content=body, headers=headers, timeout=_SEND_TIMEOUT)
+            return self._decode(response, Preview)
 
-        for batch in self._retry(attempt):
-            page = self._ask(f"{_BATCHES_PATH}/{batch.id}/results?limit={_PAGE_ROWS_MAX}", _Page)
-            if page.data == rows[:_PAGE_ROWS_MAX]:
-                return batch
-        return None
+        return self._retry(attempt)
 
     def copy_results(self, batch_id: str, write: Callable[[Iterator[list[str]]], _Found]) -> _Found:
         """Let `write` have a batch's results, row by row; again from the first one where they break off."""
@@ -202,24 +187,24 @@ class Server:
 
 
 def renumber(rows: Iterator[list[str]], part: Part, file: TextIOWrapper) -> int:
-    """Write a batch's results with the row numbers of the whole file; return how many rows were allocated."""
+    """Write a batch's results with the row numbers of the whole file; return how many rows are paid."""
     width = len(RESULT_COLUMNS)
     outcome = RESULT_COLUMNS.index("outcome")
     writer = csv.writer(file)
-    count = allocated = 0
+    count = paid = 0
     try:
         if next(rows, [])[:width] != RESULT_COLUMNS:
             raise ValueError
         for cells in rows:
             writer.writerow([part.first + int(cells[0]), *cells[1:width]])
             count += 1
-            allocated += cells[outcome] == RowOutcome.ALLOCATED
+            paid += cells[outcome] in {RowOutcome.ALLOCATED, RowOutcome.ALREADY_PAID}
         if count != part.end - part.first:
             raise ValueError
     except (ValueError, IndexError, csv.Error):
         text = "the results cannot be read"
         raise _PassingError(text) from None
-    return allocated
+    return paid
 
 
 def _check_url(url: str) -> httpx.URL:

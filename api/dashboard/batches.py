@@ -50,6 +50,7 @@ from core import admin_actions
 from core.batches import reading
 from core.batches.acceptance import ReferencesReused, Submission
 from core.batches.payout_batch import BODY_MAX_BYTES, ROWS_MAX, BatchStatus, PayoutBatch
+from core.batches.preview import DASHBOARD_KEY_PREFIX, PAYMENTS_LOOKED_AT_MAX, Preview
 from core.batches.reading import BatchResult
 from core.ids import IdKind, format_id, new_id, parse_id
 from core.money import format_dollars
@@ -216,14 +217,25 @@ class _Taking:
         """Show what a file would do."""
         session = await self._pages.find_session(request)
         upload = await self._find(session, upload_id) if session else None
+        outlook = None
+        if upload is not None and upload.batch_id is None:
+            outlook = await self._intake.preview_submission(await self._submission_of(upload))
 
         def work(_: Connection, visit: Visit) -> Answer:
             if upload is None or upload.business_id != visit.business.id:
                 return Redirect(f"{visit.base}/batches", _GONE, is_error=True)
             if upload.batch_id is not None:
                 return Redirect(_batch_path(visit, upload.batch_id), _ACCEPTED_BEFORE)
-            after = visit.business.payout_balance - upload.amount
-            return Page("batch_preview.html", {"upload": upload, "balance_after": after})
+            to_pay = outlook.amount if isinstance(outlook, Preview) else upload.amount
+            values = {
+                "upload": upload,
+                "outlook": outlook if isinstance(outlook, Preview) else None,
+                "refused": _explain(outlook) if isinstance(outlook, ReferencesReused) else None,
+                "looked_at": PAYMENTS_LOOKED_AT_MAX,
+                "to_pay": to_pay,
+                "balance_after": visit.business.payout_balance - to_pay,
+            }
+            return Page("batch_preview.html", values)
 
         return await self._pages.show(request, business, mode, work)
 
@@ -246,8 +258,7 @@ class _Taking:
             require_admin(current)
             admin_actions.record_batch_accepted(connection, current.actor(form), batch)
 
-        key = f"dashboard-{upload.id.hex}"
-        submission = await self._intake.run(lambda _: Submission.of(visit.business.id, None, upload.rows(), key))
+        submission = await self._submission_of(upload)
         accepted = await self._intake.accept_submission(submission, record)
         if isinstance(accepted, Refusal | ReferencesReused):
             text = _explain(accepted)
@@ -255,8 +266,14 @@ class _Taking:
             return await self._pages.answer(request, session, visit, refused)
         await self._remember(session, upload.become(accepted.batch.id))
         text = f"The batch is accepted: {format_dollars(accepted.batch.amount)} are reserved for it."
+        if accepted.batch.already_paid == accepted.batch.total:
+            text = "There was nothing to pay: every row was paid before."
         done = Redirect(_batch_path(visit, accepted.batch.id), text)
         return await self._pages.answer(request, session, visit, done)
+
+    async def _submission_of(self, upload: Upload) -> Submission:
+        key = f"{DASHBOARD_KEY_PREFIX}{upload.id.hex}"
+        return await self._intake.run(lambda _: Submission.of(upload.business_id, None, upload.rows(), key))
 
     async def _admit(self, session: Session, business: str, mode: str) -> Visit:
         """Return an admin's visit."""

@@ -12,7 +12,9 @@ from api.batches.reader.columns import FIELDS
 from api.batches.reader.columns import Mapping as Columns
 from api.batches.reader.doors import Door
 from api.batches.reader.mistakes import Reason
-from api.batches.reader.reading import HiddenRows, Options, Reading, read_payments
+from api.batches.reader.options import HiddenRows, Options
+from api.batches.reader.payments import read_payments
+from api.batches.reader.reading import Reading
 from api.batches.reader.words import write_mistakes
 from core.batches.payout_batch import ROWS_MAX
 

@@ -22,6 +22,7 @@ from api.web import responses
 from api.web.responses import REFUSAL_BY_OUTCOME, HttpResponse, Refusal
 from api.web.validation import AMOUNT_MIN, EMAIL_FORMAT, FieldErrors
 from core.batches.payout_batch import BODY_MAX_BYTES, REFERENCE_MAX_CHARACTERS, ROWS_MAX
+from core.batches.preview import PAYMENTS_LOOKED_AT_MAX
 from core.emails import EMAIL_MAX_CHARACTERS
 from core.ledger.history import TransactionType
 from core.money import ALLOCATION_MAX_CENTS, BALANCE_MAX_CENTS
@@ -81,6 +82,23 @@ _BATCH: _Json = {
     "updated_at": _TIME,
     "finished_at": None,
     "already_paid": 0,
+}
+_ORIGIN: _Json = {
+    "paid_at": _TIME,
+    "how": "payouts push",
+    "by": "key …9f3a (payroll)",
+    "batch": "bat_0199f6d2c5aa7d22c3d4e5f607182930",
+}
+_PREVIEW: _Json = {
+    "total": 3,
+    "already_paid": 1,
+    "amount": 20000,
+    "payout_balance": 99990000,
+    "batch": None,
+    "rows_without_reference": 2,
+    "equal_rows": 1,
+    "equal_batch": None,
+    "equal_payments": [{"row": 0, "transaction": _TRANSACTION_ID, "origin": _ORIGIN}],
 }
 _BATCH_ROW: _Json = {
     "row": 0,
@@ -166,6 +184,7 @@ def make_document() -> _Json:
             transactions.PATH: {"get": _list_transactions()},
             _path(transactions.ITEM_PATH): {"get": _get_transaction()},
             batches_endpoint.PATH: {"get": _list_batches(), "post": _create_batch()},
+            batches_endpoint.PREVIEW_PATH: {"post": _preview_batch()},
             _path(batches_endpoint.ITEM_PATH): {"get": _get_batch()},
             _path(batches_endpoint.RESULTS_PATH): {"get": _list_results()},
         },
@@ -303,7 +322,37 @@ def _get_transaction() -> _Json:
     )
 
 
-def _create_batch() -> _Json:
+def _preview_batch() -> _Json:
+    wrong = "allocations.17.email"
+    return _operation(
+        "previewPayoutBatch",
+        "See what a file would do",
+        "Payout batches",
+        description="Takes what `POST /payout/batches` takes, and accepts nothing. Tells how many rows are already "
+        f"paid, and which rows without references equal one of the newest {PAYMENTS_LOOKED_AT_MAX} payments to the "
+        "same person, or a row that waits to be paid.",
+        parameters=[_idempotency_key("The key that the batch would have.")],
+        body=_batch_body(),
+        responses=_responses(
+            200,
+            schemas.BatchPreview,
+            _PREVIEW,
+            responses.NOT_AN_OBJECT,
+            responses.IDEMPOTENCY_KEY_MALFORMED,
+            responses.IDEMPOTENCY_KEY_REQUIRED,
+            responses.UNAUTHORIZED,
+            responses.PAYOUTS_DISABLED,
+            responses.REQUEST_TIMEOUT,
+            responses.BODY_TOO_LARGE,
+            responses.IDEMPOTENCY_KEY_REUSED,
+            responses.TOO_MANY_REQUESTS,
+            responses.INTERNAL_ERROR,
+            field_errors={wrong: [f"The {wrong} must be a valid email address."]},
+        ),
+    )
+
+
+def _batch_body() -> _Json:
     row = {
         "type": "object",
         "properties": {
@@ -326,6 +375,10 @@ def _create_batch() -> _Json:
         "schema": {"type": "string", "description": "A row of `allocations` per line"},
         "example": '{"email": "user@example.com", "amount": 10000, "reference": "order-1234"}\n',
     }
+    return body
+
+
+def _create_batch() -> _Json:
     wrong = "allocations.17.email"
     return _operation(
         "createPayoutBatch",
@@ -336,7 +389,7 @@ def _create_batch() -> _Json:
         "order. References must differ within a batch. A row whose reference was used before for the same e-mail and "
         "amount is already paid: it is counted, and nothing is paid for it.",
         parameters=[_idempotency_key("With the same key and rows, calls pay once. Keys do not expire.")],
-        body=body,
+        body=_batch_body(),
         responses=_responses(
             202,
             schemas.Batch,
@@ -601,6 +654,7 @@ def _schemas() -> _Json:
         schemas.Page[schemas.OwnTransaction],
         schemas.Page[schemas.Batch],
         schemas.Page[schemas.BatchRow],
+        schemas.BatchPreview,
     ]
     _, components = msgspec.json.schema_components(shapes, ref_template=_reference("{name}"))
     return {

@@ -5,10 +5,12 @@ Money is in cents, times are RFC 3339 in UTC.
 
 from datetime import datetime
 from typing import Annotated, Generic, TypeVar
+from uuid import UUID
 
 import msgspec
 from msgspec import Meta
 
+from core.batches import preview
 from core.batches.payout_batch import BatchStatus, PayoutBatch, RowOutcome
 from core.batches.reading import BatchResult
 from core.ids import IdKind, format_id
@@ -173,6 +175,71 @@ class Batch(msgspec.Struct, frozen=True):
             finished_at=batch.finished_at,
             already_paid=batch.already_paid,
         )
+
+
+class Origin(msgspec.Struct, frozen=True):
+    """When, how and by whom something was paid; `by` is empty where it is not recorded."""
+
+    paid_at: datetime
+    how: preview.Door
+    by: str
+    batch: BatchId | None
+
+    @classmethod
+    def of(cls, origin: preview.Origin) -> "Origin":
+        """Describe where a payment came from."""
+        return cls(origin.at, origin.door, origin.by, _batch_id(origin.batch_id))
+
+
+class EqualPayment(msgspec.Struct, frozen=True):
+    """A row without a reference, counted from 0, that equals an earlier payment; `transaction` once that is paid."""
+
+    row: int
+    transaction: TransactionId | None
+    origin: Origin
+
+    @classmethod
+    def of(cls, equal: preview.EqualPayment) -> "EqualPayment":
+        """Describe a row that equals an earlier payment."""
+        id_ = None if equal.payment_id is None else format_id(IdKind.TRANSACTION, equal.payment_id)
+        return cls(equal.row, id_, Origin.of(equal.origin))
+
+
+class BatchPreview(msgspec.Struct, frozen=True):
+    """What a batch would do. `batch` is the one that the same idempotency key and rows were accepted as.
+
+    Of `rows_without_reference`, `equal_rows` have the e-mail and amount of an earlier payment, of which
+    `equal_payments` are the first. `equal_batch` tells of the newest batch that had exactly these rows.
+    """
+
+    total: int
+    already_paid: int
+    amount: Cents
+    payout_balance: Cents
+    batch: BatchId | None
+    rows_without_reference: int
+    equal_rows: int
+    equal_batch: Origin | None
+    equal_payments: list[EqualPayment]
+
+    @classmethod
+    def of(cls, found: preview.Preview) -> "BatchPreview":
+        """Describe a preview."""
+        return cls(
+            total=found.total,
+            already_paid=found.already_paid,
+            amount=found.amount,
+            payout_balance=found.payout_balance,
+            batch=_batch_id(found.replayed_batch_id),
+            rows_without_reference=found.unnamed_rows,
+            equal_rows=found.equal_rows,
+            equal_batch=None if found.equal_batch is None else Origin.of(found.equal_batch),
+            equal_payments=[EqualPayment.of(each) for each in found.equal_payments],
+        )
+
+
+def _batch_id(id_: UUID | None) -> str | None:
+    return None if id_ is None else format_id(IdKind.BATCH, id_)
 
 
 class BatchRow(msgspec.Struct, frozen=True):

@@ -123,7 +123,7 @@ _KEY_HAS_PAID = sa.text("""
 """)
 
 
-def sort_rows(connection: Connection, submission: Submission) -> Answer | Sorting:
+def sort_rows(connection: Connection, submission: Submission, *, is_money_looked_at: bool = True) -> Answer | Sorting:
     """Look references up, and tell without locks what would keep a submission from being accepted.
 
     So no rows are loaded in vain. Where the caller holds the business's lock, what is found stays true.
@@ -144,7 +144,9 @@ def sort_rows(connection: Connection, submission: Submission) -> Answer | Sortin
     if standing is not None:
         return standing
     sorting = sort_references(connection, submission)
-    if isinstance(sorting, ReferencesReused) or payout_balance >= sorting.amount_cents:
+    if isinstance(sorting, ReferencesReused) or not is_money_looked_at:
+        return sorting
+    if payout_balance >= sorting.amount_cents:
         return sorting
     return Outcome.INSUFFICIENT_BALANCE
 

@@ -128,6 +128,25 @@ def _sequence_of(business_id: UUID, place: Position) -> sa.ScalarSelect[int]:
     return sa.select(row.c.sequence).where(row.c.business_id == business_id, row.c.id == place.id).scalar_subquery()
 
 
+def has_reference(connection: Connection, business_id: UUID, reference: str) -> bool:
+    """Tell whether a payment has, or had, this reference."""
+    return connection.execute(_payments_with(business_id, reference).limit(1)).first() is not None
+
+
+def has_idempotency_key(connection: Connection, business_id: UUID, idempotency_key: str) -> bool:
+    """Tell whether a payment has this idempotency key."""
+    history = payout_transactions.c
+    query = sa.select(history.id).where(history.business_id == business_id, history.idempotency_key == idempotency_key)
+    return connection.execute(query.limit(1)).first() is not None
+
+
+def find_reversal(connection: Connection, business_id: UUID, transaction_id: UUID) -> Transaction | None:
+    """Return the row that reversed a payment."""
+    history = payout_transactions.c
+    query = _SELECT.where(history.business_id == business_id, history.reversed_id == transaction_id)
+    return next(_transactions(connection, query), None)
+
+
 def find_transaction(connection: Connection, business_id: UUID, transaction_id: UUID) -> Transaction | None:
     """Return one row of a business's history."""
     query = _SELECT.where(payout_transactions.c.business_id == business_id, payout_transactions.c.id == transaction_id)

@@ -139,7 +139,7 @@ def test_from_the_invitation_to_signing_out(
         + "".join(f"person{number}@example.com,2.00,=SUM({number})\n" for number in range(30))
     )
     page.get_by_role("link", name="Batches", exact=True).click()
-    page.get_by_label("CSV or NDJSON file").set_input_files(rows)
+    page.get_by_label("CSV, NDJSON, JSON or .xlsx file").set_input_files(rows)
     page.get_by_role("button", name="Check the file").click()
     expect(page.get_by_role("heading", level=1)).to_have_text("Pay this batch?")
     shown = {tile: read_tile(page, tile) for tile in ("Rows", "Users", "Sum", "Payout balance after")}
@@ -210,7 +210,7 @@ def test_a_file_with_mistakes_is_not_taken(
     rows = tmp_path / "people.csv"
     rows.write_text("email,amount\nuser@example.com,1.50\nnobody,2\n<b>x</b>@example.com,1\n")
     page.goto(f"{admin.base}/batches")
-    page.get_by_label("CSV or NDJSON file").set_input_files(rows)
+    page.get_by_label("CSV, NDJSON, JSON or .xlsx file").set_input_files(rows)
     page.get_by_role("button", name="Check the file").click()
     mistakes = page.get_by_role("alert")
     expect(mistakes).to_contain_text("Nothing was paid.")
@@ -227,7 +227,7 @@ def test_more_than_the_balance_cannot_be_paid(
     rows = tmp_path / "people.csv"
     rows.write_text("email,amount\nuser@example.com,10000.01\n")
     page.goto(f"{admin.base}/batches")
-    page.get_by_label("CSV or NDJSON file").set_input_files(rows)
+    page.get_by_label("CSV, NDJSON, JSON or .xlsx file").set_input_files(rows)
     page.get_by_role("button", name="Check the file").click()
     expect_notice(page, "The payout balance is too small.")
     expect(page.get_by_role("button", name="Pay $10,000.01 to 1 user")).to_be_disabled()

@@ -16,6 +16,7 @@ from core import admin_actions
 from core.parties import businesses
 from core.parties.audit import COMMAND_LINE
 from core.parties.members import Role
+from tests.api.batches.file_cases import workbook, write_hidden_rows
 from tests.browser.conftest import DESKTOP, PHONE, OpenPage, Watch
 from tests.browser.people import Person, join, sign_in
 from tests.polling import wait_until
@@ -105,7 +106,7 @@ def accept_invitation(page: Page, shop: Shop, folder: Path) -> None:
 def upload(page: Page, shop: Shop, rows: Path, text: str) -> None:
     rows.write_text(text)
     page.goto(f"{shop.admin.base}/batches")
-    page.get_by_label("CSV or NDJSON file").set_input_files(rows)
+    page.get_by_label("CSV, NDJSON, JSON or .xlsx file").set_input_files(rows)
     page.get_by_role("button", name="Check the file").click()
 
 
@@ -113,6 +114,27 @@ def show_preview(page: Page, shop: Shop, folder: Path) -> None:
     lines = "".join(f"p{n}@example.com,1.00,order {n}\n" for n in range(30))
     upload(page, shop, folder / "people.csv", f"email,amount,reference\n{LONG_EMAIL},12.34,{'r' * 200}\n{lines}")
     expect(page.get_by_role("heading", level=1)).to_have_text("Pay this batch?")
+
+
+def show_columns(page: Page, shop: Shop, folder: Path) -> None:
+    header = "E-mail address,Amount (USD),Note that has a rather long name and goes on for a while,Internal id,"
+    upload(page, shop, folder / "people.csv", f"{header}\nada@example.com,12.50,hi,7,x\n")
+    expect(page.get_by_role("heading", level=1)).to_have_text("How is this file to be read?")
+
+
+def show_hidden_rows(page: Page, shop: Shop, folder: Path) -> None:
+    (folder / "people.xlsx").write_bytes(workbook(write_hidden_rows))
+    page.goto(f"{shop.admin.base}/batches")
+    page.get_by_label("CSV, NDJSON, JSON or .xlsx file").set_input_files(folder / "people.xlsx")
+    page.get_by_role("button", name="Check the file").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("How is this file to be read?")
+
+
+def show_preview_with_notes(page: Page, shop: Shop, folder: Path) -> None:
+    show_columns(page, shop, folder)
+    page.get_by_role("button", name="Check the file").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Pay this batch?")
+    expect(page.get_by_text("The columns")).to_be_visible()
 
 
 def show_mistakes(page: Page, shop: Shop, folder: Path) -> None:
@@ -162,6 +184,9 @@ PAGES: dict[str, Callable[[Page, Shop, Path], None]] = {
     "batches-mistakes": show_mistakes,
     "batch": at("{base}/batches/{batch}"),
     "batch-preview": show_preview,
+    "batch-columns": show_columns,
+    "batch-hidden-rows": show_hidden_rows,
+    "batch-preview-notes": show_preview_with_notes,
     "developers": at("{base}/developers"),
     "developers-test-mode": at("{test}/developers"),
     "developers-new-key": show_key,

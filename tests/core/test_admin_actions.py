@@ -145,6 +145,8 @@ def test_every_change_has_its_line(database: Database, payer: Account) -> None:
         user_id = connection.execute(sa.text("SELECT id FROM payout_users")).scalar_one()
         admin_actions.set_payouts_enabled(connection, ADA, business_id, enabled=False)
         admin_actions.set_payouts_enabled(connection, ADA, business_id, enabled=True)
+        for required in (True, True, False, False):
+            admin_actions.set_requires_keys(connection, ADA, business_id, required=required)
         admin_actions.set_low_balance_threshold(connection, ADA, business_id, 5)
         admin_actions.set_low_balance_threshold(connection, ADA, business_id, None)
         admin_actions.set_user_status(connection, ADA, business_id, user_id, UserStatus.INACTIVE)
@@ -153,6 +155,8 @@ def test_every_change_has_its_line(database: Database, payer: Account) -> None:
     assert [(entry.action, entry.subject, entry.details) for entry in reversed(entries)] == [
         (Action.PAYOUTS_DISABLED, "", {}),
         (Action.PAYOUTS_ENABLED, "", {}),
+        (Action.KEYS_REQUIRED, "", {}),
+        (Action.KEYS_NOT_REQUIRED, "", {}),
         (Action.LOW_BALANCE_THRESHOLD_SET, "", {"threshold": 5}),
         (Action.LOW_BALANCE_THRESHOLD_SET, "", {"threshold": None}),
         (Action.USER_DEACTIVATED, format_id(IdKind.PAYOUT_USER, user_id), {"email": "user@example.com"}),

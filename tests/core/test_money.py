@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.money import ALLOCATION_MAX_CENTS, BALANCE_MAX_CENTS, format_dollars
+from core.money import ALLOCATION_MAX_CENTS, BALANCE_MAX_CENTS, format_decimal, format_dollars, parse_dollars
 
 
 @pytest.mark.parametrize(
@@ -32,3 +32,13 @@ def test_no_cent_is_lost(cents: int) -> None:
 
 def test_balances_fit_their_column_with_room_for_sums() -> None:
     assert BALANCE_MAX_CENTS + 10_000 * ALLOCATION_MAX_CENTS < 2**63
+
+
+@given(st.integers(0, BALANCE_MAX_CENTS // 100))
+def test_dollars_are_read_as_they_are_written(cents: int) -> None:
+    assert parse_dollars(format_decimal(cents)) == cents
+
+
+@pytest.mark.parametrize("text", ["", "1,404.78", "$1", "-1", "1.234", "1.", ".5", "1e3", "\uff11", "1 2"])
+def test_what_is_no_dollars_is_not_read(text: str) -> None:
+    assert parse_dollars(text) is None

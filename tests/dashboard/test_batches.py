@@ -240,3 +240,46 @@ def test_more_than_may_be_uploaded_is_refused_however_it_is_sent(account: Accoun
 def test_the_progress_of_nobody_is_not_shown(client: httpx.Client, account: Account) -> None:
     response = client.get(f"{base(account.business)}/batches/bat_{'0' * 32}/progress")
     assert response.status_code == 401
+
+
+# What was paid before
+
+
+def test_a_preview_says_what_equals_earlier_payments(
+    system: System, client: httpx.Client, account: Account, admin: Visitor
+) -> None:
+    assert system.pay(client, account, "ann@example.com", 100).status_code == 201
+    content = b"email,amount\nann@example.com,100\nbob@example.com,200\n"
+    first = upload(admin, account.business, content, unit="cents")
+    preview = admin.follow(first)
+    assert "1 of 2 rows without a reference may be paid a second time." in preview.text
+    assert "through POST /payout/create" in preview.text
+    assert "The whole file was handed in before" not in preview.text
+    admin.follow(admin.send(preview.form(first.headers["location"])))
+    again = admin.follow(upload(admin, account.business, content, unit="cents"))
+    assert "2 of 2 rows without a reference may be paid a second time." in again.text
+    assert "The whole file was handed in before" in again.text
+    assert f"in the dashboard by {admin.email}" in again.text
+
+
+def test_a_preview_counts_what_is_already_paid_and_pays_the_rest(
+    system: System, client: httpx.Client, account: Account, admin: Visitor
+) -> None:
+    body = {"email": "ann@example.com", "amount": 100, "reference": "march"}
+    assert client.post("/payout/create", json=body, headers=account.headers).status_code == 201
+    content = b"email,amount,reference\nann@example.com,100,march\nbob@example.com,200,april\n"
+    response = upload(admin, account.business, content, unit="cents")
+    preview = admin.follow(response)
+    assert "1 of 2 rows are already paid" in preview.text
+    assert "To pay now $2.00" in preview.text
+    page = admin.follow(admin.send(preview.form(response.headers["location"])))
+    assert "$2.00 are reserved" in page.text
+    wait_until(lambda: system.read_paid(account) == (2, 300))
+    refused = admin.follow(upload(admin, account.business, content.replace(b"100", b"101"), unit="cents"))
+    assert "It cannot be accepted." in refused.text
+    assert "those of the rows 1 were used before" in refused.text
+    nothing = upload(admin, account.business, content, unit="cents")
+    done = admin.follow(admin.send(admin.follow(nothing).form(nothing.headers["location"])))
+    assert "There was nothing to pay: every row was paid before." in done.text
+    assert "Already paid" in done.text
+    assert system.read_paid(account) == (2, 300)

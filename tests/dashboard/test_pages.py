@@ -4,19 +4,20 @@ import csv
 import io
 import re
 from datetime import UTC, datetime
+from urllib.parse import urlencode
 
 import httpx
 import pytest
 
 from api.web.browser_headers import CONTENT_SECURITY_POLICY
 from core.credentials import Mode
-from core.ids import IdKind, format_id
+from core.ids import IdKind, format_id, new_id
 from core.parties import api_keys
 from core.parties.audit import Entry, list_entries
 from core.parties.businesses import Business
 from core.parties.members import Role
 from core.parties.payout_users import find_payout_user
-from tests.core.builders import allocate, allocation_of
+from tests.core.builders import allocate, allocation_of, withdraw
 from tests.dashboard.visitors import (
     Document,
     Form,
@@ -34,6 +35,7 @@ from tests.servers import Account, System, open_account, verify_books
 PAGES = ("", "/users", "/transactions", "/batches", "/developers", "/settings", "/settings/log")
 CHANGES = (
     "/settings/payouts",
+    "/settings/keys",
     "/settings/funds",
     "/settings/low-balance",
     "/settings/members",
@@ -396,7 +398,7 @@ def test_transactions_are_filtered_and_paged_through(system: System, account: Ac
     assert count(f"?from={today}&to={today}") in {60, 0}  # midnight may pass
     assert count("?to=2020-01-01") == 0
     assert "+$10,000.00" in admin.open(f"{path}?type=funding").text
-    assert "no payout user with this e-mail" in admin.open(f"{path}?email=nobody@example.com").text
+    assert "No payment and no payout user has this" in admin.open(f"{path}?search=nobody@example.com").text
     for query in ("?type=theft", "?from=yesterday", "?to=2026-02-30"):
         assert admin.get(path + query).status_code == 422
     exported = admin.get(f"{path}.csv?email=user0@example.com&type=")
@@ -406,6 +408,49 @@ def test_transactions_are_filtered_and_paged_through(system: System, account: Ac
     assert len(rows) == 30
     assert admin.get(f"{path}.csv?from=yesterday").status_code == 400
     assert Visitor(system).get(f"{path}.csv").status_code == 303
+
+
+def test_a_payment_is_found_by_its_id_email_reference_or_key(system: System, account: Account, admin: Visitor) -> None:
+    paid = allocation_of(account, "ann@example.com", 123, idempotency_key="key-1", reference="order 1")
+    named_like_a_person = allocation_of(account, "bob@example.com", 456, reference="ann@example.com")
+    allocate(system.database, paid, named_like_a_person, allocation_of(account, "ann@example.com", 789))
+    path = f"{base(account.business)}/transactions"
+    assert withdraw(system.database, paid)
+
+    def amounts(search: str) -> list[str]:
+        text = admin.open(f"{path}?{urlencode({'search': search})}").text
+        return re.findall(r"\N{MINUS SIGN}(\$[0-9.]+)", text)
+
+    assert amounts("order 1") == ["$1.23"]
+    assert amounts(" key-1 ") == ["$1.23"]
+    assert amounts("ann@example.com") == ["$4.56"]
+    assert amounts("BOB@example.com") == ["$4.56"]
+    page = f"{path}/{format_id(IdKind.TRANSACTION, paid.id)}"
+    found = admin.get(f"{path}?search={page.rpartition('/')[2]}")
+    assert (found.status_code, found.headers["location"]) == (303, page)
+    text = admin.open(page).text
+    for word in ("Payment of $1.23", "ann@example.com", "order 1", "key-1", "It was reversed"):
+        assert word in text
+    assert "Reverses" in admin.open(reversal_link(admin.get(page).text)).text
+    for unknown in (format_id(IdKind.TRANSACTION, new_id()), "txn_x"):
+        assert admin.get(f"{path}/{unknown}").status_code == 404
+    exported = admin.get(f"{path}.csv?search=order+1").text
+    assert len(exported.splitlines()) == 2
+
+
+def reversal_link(html: str) -> str:
+    found = re.search(r'href="([^"]+/transactions/txn_[0-9a-f]{32})">\$[0-9.]+ went back', html)
+    assert found is not None
+    return found[1]
+
+
+def test_keys_are_required_and_not_required(system: System, account: Account, admin: Visitor) -> None:
+    page = f"{base(account.business)}/settings"
+    for is_required in (True, False):
+        form = admin.open(page).form("/settings/keys")
+        assert admin.send(form).status_code == 303
+        assert read_business(system, account.business).requires_keys is is_required
+    assert "Stopped requiring keys" in admin.open(page).text
 
 
 def test_what_people_write_is_shown_and_never_carried_out(system: System, account: Account, admin: Visitor) -> None:

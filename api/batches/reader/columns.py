@@ -8,7 +8,7 @@ from api.batches.reader import exports
 from api.batches.reader.mistakes import Mistake, Reason
 
 FIELDS = ("email", "amount", "reference")
-_NAME_SHOWN_MAX_CHARACTERS = 40
+_NAME_MAX_CHARACTERS = 200
 _GUESSES = {
     "email": re.compile(r"e-?mail|correo|courriel|mail", re.IGNORECASE),
     "amount": re.compile(r"amount|betrag|montant|importe|importo|summe|sum|value|usd|cents|dollars", re.IGNORECASE),
@@ -31,6 +31,11 @@ class Mapping:
         """Return what the fields' columns are called."""
         given = {"email": self.email, "amount": self.amount, "reference": self.reference}
         return {field: field if column is None else column for field, column in given.items()}
+
+    @property
+    def is_given(self) -> bool:
+        """Whether somebody said which column is which."""
+        return self.email is not None or self.amount is not None
 
     @property
     def is_by_position(self) -> bool:
@@ -64,8 +69,8 @@ class _Search:
     def refuse(self, reason: Reason, **details: object) -> None:
         self.mistakes.append(Mistake(reason, details, self.line))
 
-    def find(self, column: str | int, option: str) -> int | None:
-        """Return the position of a column that somebody named."""
+    def find(self, column: str | int, *, is_usual: bool = False) -> int | None:
+        """Return the position of a column that somebody named; one with its usual name need not be there."""
         if isinstance(column, int):
             return column if column < len(self.cells) else None
         name = column.strip().lower()
@@ -76,14 +81,14 @@ class _Search:
             self.refuse(Reason.COLUMN_REPEATED, name=column.strip())
         elif name.isascii() and name.isdigit() and 1 <= int(name[:6]) <= len(self.cells):
             return int(name) - 1
-        elif column != option:
-            self.refuse(Reason.COLUMN_NOT_THERE, name=column, option=option, columns=show_names(self.cells))
+        elif not is_usual:
+            self.refuse(Reason.COLUMN_NOT_THERE, name=column, columns=show_names(self.cells))
         return None
 
 
 def show_names(cells: Sequence[str]) -> list[str]:
-    """Return the names of columns, short enough to be shown."""
-    return [cell.strip()[:_NAME_SHOWN_MAX_CHARACTERS] for cell in cells]
+    """Return the names of columns, as somebody may repeat them."""
+    return [cell.strip()[:_NAME_MAX_CHARACTERS] for cell in cells]
 
 
 def is_header(cells: Sequence[str], mapping: Mapping) -> bool:
@@ -108,12 +113,12 @@ def find_columns(cells: Sequence[str], line: int, mapping: Mapping) -> Columns |
         return _find_result_columns(search)
     positions: dict[str, int] = {}
     for field_, column in mapping.names().items():
-        position = search.find(column, field_)
+        position = search.find(column, is_usual=getattr(mapping, field_) is None)
         if position is not None and position in positions.values():
             search.refuse(Reason.COLUMN_USED_TWICE, name=show_names(cells)[position])
         elif position is not None:
             positions[field_] = position
-    ignored = {position for column in mapping.ignored if (position := search.find(column, "")) is not None}
+    ignored = {position for column in mapping.ignored if (position := search.find(column)) is not None}
     missing = [field_ for field_ in ("email", "amount") if field_ not in positions]
     if search.mistakes:
         return search.mistakes

@@ -10,6 +10,8 @@ import msgspec
 from api.batches.reader.mistakes import FileMistakeError, Reason
 
 _LINE_END = re.compile(rb"\r\n|\n|\r")
+# A name may be written with escapes, such as `all\\u006fcations`.
+_ESCAPED_NAME = re.compile(rb'\\u[0-9a-fA-F]{4}[^"\\]*"[ \t\r\n]*:')
 _RAW = msgspec.json.Decoder(msgspec.Raw)
 _LIST = msgspec.json.Decoder(list[msgspec.Raw])
 
@@ -73,7 +75,7 @@ def read_body(body: bytes) -> Iterator[JsonRow]:
         raise _explain_body(body) from None
     except (msgspec.DecodeError, RecursionError):
         raise NotAnObjectError from None
-    if (body.count(b'"allocations"') > 1 or b"\\u" in body) and _names_allocations_twice(body):
+    if _names_allocations_twice(body):
         raise FileMistakeError(Reason.FIELD_REPEATED, name="allocations")
     return (JsonRow(0, bytes(row)) for row in rows)
 
@@ -84,7 +86,7 @@ def read_document(body: bytes) -> Iterator[JsonRow] | None:
         rows = _LIST.decode(body) if body.lstrip().startswith(b"[") else _BODY.decode(body).allocations
     except (msgspec.DecodeError, RecursionError):
         return None
-    if body.count(b'"allocations"') > 1 and _names_allocations_twice(body):
+    if _names_allocations_twice(body):
         raise FileMistakeError(Reason.FIELD_REPEATED, 1, name="allocations")
     return _with_lines(body, rows)
 
@@ -124,6 +126,8 @@ def _explain_body(body: bytes) -> Exception:
 
 
 def _names_allocations_twice(body: bytes) -> bool:
+    if body.count(b'"allocations"') < 2 and not _ESCAPED_NAME.search(body):
+        return False
     try:
         pairs = parse_pairs(body)
     except ValueError:

@@ -23,7 +23,7 @@ def _show_character(character: str) -> str:
 
 def list_names(names: Sequence[str]) -> str:
     """Write names one after the other, each in quotes."""
-    shown = ", ".join(show(name) for name in names[:_NUMBERS_SHOWN_MAX])
+    shown = ", ".join(show(name) if name else "one without a name" for name in names[:_NUMBERS_SHOWN_MAX])
     more = len(names) - _NUMBERS_SHOWN_MAX
     return f"{shown} and {more:,} more" if more > 0 else shown
 

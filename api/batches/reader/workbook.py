@@ -9,7 +9,7 @@ import posixpath
 import re
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,11 +49,19 @@ class Sheet:
     hidden_sheets: tuple[str, ...]
     other_sheets: tuple[str, ...]
 
-    def filled_rows(self) -> Iterator[tuple[int, Sequence[Any]]]:
-        """Yield the rows that are not empty, with their numbers, counted from 0."""
-        for number, cells in enumerate(self.rows):
-            if any(cell != "" and not (isinstance(cell, str) and not cell.strip()) for cell in cells):
-                yield number, cells
+    def filled_rows(self) -> Iterator[tuple[int, list[Any]]]:
+        """Yield the rows that are not empty, with their numbers, counted from 0.
+
+        A formula without a stored value looks empty, and is not.
+        """
+        marked = self.marks.marked_rows()
+        width = self.marks.column_max + 1
+        for number in range(max(len(self.rows), max(marked, default=-1) + 1)):
+            cells = self.rows[number] if number < len(self.rows) else []
+            if number in marked or any(
+                cell != "" and not (isinstance(cell, str) and not cell.strip()) for cell in cells
+            ):
+                yield number, cells + [""] * (width - len(cells))
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,10 @@ class Marks:
     row_max: int = -1
     column_max: int = -1
 
+    def marked_rows(self) -> set[int]:
+        """Return the rows with an error or with a formula that has no stored value."""
+        return {here // COLUMNS_MAX for here in (*self.formulas, *self.errors)}
+
     def is_row_hidden(self, row: int) -> bool:
         """Tell whether somebody who opens the sheet does not see a row."""
         return row in self.hidden_rows or (self.are_rows_hidden and row not in self.shown_rows)
@@ -207,7 +211,9 @@ class _Pass:
         here = at(self._row, self._column)
         if self._type == "e":
             marks.errors[here] = self._text[:20]
-        elif self._has_formula and not self._has_text:
+        elif (
+            self._has_formula and not self._has_text and self._type != "str"
+        ):  # which is an empty text that was calculated
             marks.formulas.add(here)
         elif self._type == "n" and self._style not in {"", "0"} and self._style.isdigit():
             marks.styles[here] = int(self._style)

@@ -110,3 +110,21 @@ def test_every_case_is_there_at_every_door_and_the_books_balance(system: System)
     # Only a call has a content type; a call is never in dollars, and takes no workbook with hidden rows.
     assert without_door == {(62, PUSH), (62, DASHBOARD), (63, PUSH), (63, DASHBOARD), (55, API)}
     assert verify_books(system.database).balanced
+
+
+def test_a_field_that_is_named_twice_is_refused_by_a_single_call_too(
+    system: System, client: httpx.Client, account: Account
+) -> None:
+    body = b'{"email":"a@example.com","amount":1,"amount":100}'
+    response = client.post("/payout/create", content=body, headers=account.headers)
+    assert (response.status_code, response.json()) == (400, {"amount": ["The amount field must be given once."]})
+    assert system.read_paid(account) == (0, 0)
+
+
+def test_a_single_call_takes_an_amount_that_json_calls_an_integer(
+    system: System, client: httpx.Client, account: Account
+) -> None:
+    for amount in (b"100.0", b"1e2"):
+        body = b'{"email":"a@example.com","amount":' + amount + b"}"
+        assert client.post("/payout/create", content=body, headers=account.headers).status_code == 201
+    assert system.read_paid(account) == (2, 200)

@@ -117,3 +117,52 @@ def test_the_same_file_at_once_without_a_key_pays_once(system: System, client: h
     for answer in answers:
         wait_until_finished(client, account, answer.json()["id"])
     assert len(read_history(system.database, account.business.id)) == 200
+
+
+# Previews
+
+
+def test_a_preview_tells_what_a_file_would_do_and_accepts_nothing(
+    system: System, client: httpx.Client, account: Account
+) -> None:
+    unnamed = [{"email": "x@example.com", "amount": 7}, {"email": "y@example.com", "amount": 8}]
+    batch_id = pay(client, account, [*rows_of("a"), *unnamed])
+    rows = [*unnamed, *rows_of("a", "new"), {"email": "z@example.com", "amount": 9}]
+    response = client.post("/payout/batches/preview", json={"allocations": rows}, headers=account.headers)
+    assert response.status_code == 200, response.text
+    found = response.json()
+    assert {name: found[name] for name in ("total", "already_paid", "amount", "batch", "equal_batch")} == {
+        "total": 5,
+        "already_paid": 1,
+        "amount": 7 + 8 + 10 + 9,
+        "batch": None,
+        "equal_batch": None,
+    }
+    assert (found["rows_without_reference"], found["equal_rows"]) == (3, 2)
+    payments = {row.email: row for row in read_history(system.database, account.business.id)}
+    for number, each in enumerate(found["equal_payments"]):
+        paid = payments[str(unnamed[number]["email"])]
+        assert (each["row"], each["transaction"]) == (number, format_id(IdKind.TRANSACTION, paid.id))
+        assert each["origin"] == {
+            "paid_at": each["origin"]["paid_at"],
+            "how": "POST /payout/batches",
+            "by": f"key …{account.secret_key[-4:]}",
+            "batch": batch_id,
+        }
+    assert len(client.get("/payout/batches", headers=account.headers).json()["data"]) == 1
+
+
+def test_a_preview_refuses_what_the_batch_would_be_refused_for(client: httpx.Client, account: Account) -> None:
+    pay(client, account, rows_of("a"))
+    for rows in (rows_of("a", amount=11), [{"email": "x", "amount": 1}], []):
+        asked = client.post("/payout/batches/preview", json={"allocations": rows}, headers=account.headers)
+        assert (asked.status_code, asked.json()) == (400, send(client, account, rows).json())
+    assert client.post("/payout/batches/preview", json={"allocations": rows_of("a")}).status_code == 401
+
+
+def test_a_preview_with_the_key_of_an_accepted_batch_names_it(client: httpx.Client, account: Account) -> None:
+    rows = [{"email": "x@example.com", "amount": 7}]
+    batch_id = pay(client, account, rows, key="key")
+    headers = account.headers | {"Idempotency-Key": "key"}
+    found = client.post("/payout/batches/preview", json={"allocations": rows}, headers=headers).json()
+    assert (found["batch"], found["already_paid"], found["amount"], found["equal_rows"]) == (batch_id, 1, 0, 0)

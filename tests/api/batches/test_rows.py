@@ -14,10 +14,14 @@ from hypothesis import strategies as st
 
 from api.batches.reader.amounts import Unit
 from api.batches.reader.columns import Mapping
+from api.batches.reader.doors import Door
 from api.batches.reader.files import FileFormat
 from api.batches.reader.json_rows import parse_pairs
 from api.batches.reader.mistakes import Fault, Reason
+from api.batches.reader.options import Options
+from api.batches.reader.payments import read_payments
 from api.batches.reader.row_check import RowCheck
+from api.batches.reader.words import write_mistakes
 from api.batches.rows import ROWS_REPORTED_MAX, find_body_format, parse_rows
 from api.web.csv_cells import escape_cell
 from api.web.validation import FieldErrors, NotAnObject
@@ -302,7 +306,7 @@ def test_ndjson_with_a_line_that_is_no_json_is_refused_with_the_line(body: bytes
         ),
         (
             b"email,amount," + b"n" * 1000,
-            file_error(f"Line 1 names an unknown column, '{'n' * 40}'; the columns are email, amount and reference."),
+            file_error(f"Line 1 names an unknown column, '{'n' * 40}…'; the columns are email, amount and reference."),
         ),
         (
             b"email|amount|reference\n",
@@ -721,3 +725,71 @@ def test_no_damaged_file_raises(
         CSV: write_csv(rows),
     }[written_as]
     check_shape(parse_rows(body[:position] + inserted + body[position + removed :], written_as))
+
+
+# The doors agree
+
+cells = st.sampled_from(
+    [
+        "",
+        " ",
+        "a@example.com",
+        "'+n@example.com",
+        "x",
+        "1",
+        "007",
+        "100.0",
+        "1,5",
+        '"1,234.56"',
+        "-1",
+        "NA",
+        "'=1",
+        "12",
+    ]
+)
+headers = st.sampled_from(
+    ["email,amount", "email,amount,reference", "amount;email", "email,amount,", "email,name,amount"]
+)
+tables = st.builds(
+    lambda header, rows, end: end.join([header, *(("," if "," in header else ";").join(row) for row in rows)]),
+    headers,
+    st.lists(st.lists(cells, min_size=2, max_size=3), max_size=4),
+    st.sampled_from(["\n", "\r\n", "\r"]),
+)
+
+
+@given(tables.map(str.encode), st.just(CSV))
+def test_push_and_a_call_pay_the_same_rows_of_the_same_table_or_none(body: bytes, written_as: FileFormat) -> None:
+    called = parse_rows(body, written_as)
+    read = read_payments(body, Options())
+    if isinstance(called, list):
+        assert (read.rows, read.mistakes) == (called, [])
+    else:
+        assert read.mistakes
+
+
+@given(st.lists(row_literals, min_size=1, max_size=5))
+def test_push_and_a_call_pay_the_same_rows_of_ndjson_or_none(rows: list[str]) -> None:
+    body = "\n".join(rows).encode()
+    called = parse_rows(body, NDJSON)
+    read = read_payments(body, Options())
+    if isinstance(called, list):
+        assert (read.rows, read.mistakes) == (called, [])
+    elif body.lstrip().startswith(b"{"):
+        assert read.mistakes
+
+
+@given(st.binary() | tables.map(str.encode), st.sampled_from(Unit), st.sampled_from(Door))
+@example(b"\x1f\x8b\x08", Unit.CENTS, Door.PUSH)
+@example(b"PK\x03\x04", Unit.CENTS, Door.DASHBOARD)
+@example(b"[" * 10_000, Unit.CENTS, Door.PUSH)
+@example(b'[{"email":"a@example.com","amount":1,"amount":{"amount":[]}}]', Unit.DOLLARS, Door.PUSH)
+@example(b"sep=", Unit.DOLLARS, Door.PUSH)
+def test_whatever_a_file_is_it_is_read_or_refused_in_words(body: bytes, unit: Unit, door: Door) -> None:
+    reading = read_payments(body, Options(unit=unit))
+    texts = write_mistakes(reading, door)
+    assert bool(texts) == bool(reading.mistakes)
+    assert reading.mistakes or reading.rows or reading.paid_before
+    for text in texts:
+        assert text.endswith(".")
+        assert "{" not in text or b"{" in body
