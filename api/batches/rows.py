@@ -4,6 +4,7 @@ Errors are by field, as everywhere: `allocations.17.email` is that of row 17, co
 body as a whole is said of `allocations`, with the line, counted from 1. At most a hundred rows are reported.
 """
 
+import itertools
 from collections.abc import Callable, Iterator
 
 from api.batches.reader.columns import Mapping
@@ -128,7 +129,7 @@ def _find_unnamed_format(body: bytes) -> Mistake | None:
     """Tell what a body is that is no JSON object and whose content type names none of the formats."""
     try:
         if find_format(body) is not FileFormat.CSV:
-            is_rows = any(parse_pairs(row.text) for row, _ in zip(read_lines(body), range(1), strict=False))
+            is_rows = any(parse_pairs(text) for _, text in itertools.islice(read_lines(body), 1))
             return Mistake(Reason.NDJSON_AS_JSON) if is_rows else None
         is_table = open_csv(decode(body), Mapping()).header_at is not None
     except FileMistakeError as error:

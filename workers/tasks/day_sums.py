@@ -62,5 +62,5 @@ def register_day_sum_tasks(celery: Celery, summer: DaySummer) -> None:
     """Make the task known to the worker."""
 
     @celery.task(name=SUM_DAYS_TASK, ignore_result=True)  # type: ignore[untyped-decorator]
-    def sum_days() -> None:
+    def sum_days(*_: object, **__: object) -> None:
         summer.work()

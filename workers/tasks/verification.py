@@ -78,5 +78,5 @@ def register_verification_task(celery: Celery, verifier: BooksVerifier) -> None:
     """Make the task known to the worker."""
 
     @celery.task(name=VERIFY_TASK, ignore_result=True)  # type: ignore[untyped-decorator]
-    def verify_books() -> None:
+    def verify_books(*_: object, **__: object) -> None:
         verifier.begin_if_due()

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
@@ -33,11 +33,8 @@ class JsonNumber(str):
     __slots__ = ()
 
 
-class JsonRow(NamedTuple):
-    """An object as it is written, and the line on which it begins; 0 where nobody asks for it."""
-
-    line: int
-    text: bytes
+JsonRow = tuple[int, bytes]
+"""The line on which an object begins, or 0 where nobody asks for it, and the object as it is written."""
 
 
 class Pairs(list[tuple[str, Any]]):
@@ -77,7 +74,7 @@ def read_body(body: bytes) -> Iterator[JsonRow]:
         raise NotAnObjectError from None
     if _names_allocations_twice(body):
         raise FileMistakeError(Reason.FIELD_REPEATED, name="allocations")
-    return (JsonRow(0, bytes(row)) for row in rows)
+    return ((0, bytes(row)) for row in rows)
 
 
 def read_document(body: bytes) -> Iterator[JsonRow] | None:
@@ -98,7 +95,7 @@ def read_lines(body: bytes) -> Iterator[JsonRow]:
     for line, text in enumerate(body.split(b"\n"), 1):
         stripped = text.strip(b" \t")
         if stripped:
-            yield JsonRow(line, stripped)
+            yield line, stripped
 
 
 def _with_lines(body: bytes, rows: list[msgspec.Raw]) -> Iterator[JsonRow]:
@@ -107,7 +104,7 @@ def _with_lines(body: bytes, rows: list[msgspec.Raw]) -> Iterator[JsonRow]:
         text = bytes(row)
         start = body.index(text, end)
         line += len(_LINE_END.findall(body, end, start))
-        yield JsonRow(line, text)
+        yield line, text
         line += len(_LINE_END.findall(text))
         end = start + len(text)
 

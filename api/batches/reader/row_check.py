@@ -48,17 +48,19 @@ class RowCheck:
         self._may_have_comma = may_have_comma
         self._mapping = mapping
         self._field_by_name = {str(name): field for field, name in mapping.names().items()}
-        self._has_plain_names = self._field_by_name == {field: field for field in FIELDS} and not mapping.ignored
+        has_usual_names = self._field_by_name == {field: field for field in FIELDS} and not mapping.ignored
+        self._may_be_quick = unit is Unit.CENTS and has_usual_names
         self._line_by_reference: dict[str, int] = {}
         self._first_comma = self._first_point = 0
 
     def add_json(self, line: int, text: bytes) -> bool:
         """Take a row of JSON; False where it is not JSON."""
-        if self._unit is Unit.CENTS and self._has_plain_names:
-            row = self._check_quickly(line, text)
-            if row is not None:
-                self._keep(line, row)
-                return True
+        row = self._check_quickly(line, text) if self._may_be_quick else None
+        if row is not None:
+            self.rows.append(row)
+            self.lines.append(line)
+            self.count += 1
+            return True
         try:
             pairs = parse_pairs(text)
         except ValueError:
@@ -123,8 +125,11 @@ class RowCheck:
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
             return None
         # A name that comes twice shows in the number of quotes that are no part of a text.
-        bare = text.replace(b"\\\\", b"").replace(b'\\"', b"") if b"\\" in text else text
-        quotes = bare.count(b'"')
+        quotes = (text if b"\\" not in text else text.replace(b"\\\\", b"").replace(b'\\"', b"")).count(b'"')
+        digits = bytes(row.amount)
+        email = normalise_email(row.email.strip())
+        if email is None or not digits.isdigit() or len(digits) > 9:
+            return None
         reference = row.reference
         if reference is None:
             if quotes != 6 and not (quotes == 8 and b'"reference"' in text):
@@ -139,10 +144,6 @@ class RowCheck:
                 or self._is_repeated(line, reference)
             ):
                 return None
-        digits = bytes(row.amount)
-        email = normalise_email(row.email.strip())
-        if email is None or not digits.isdigit() or len(digits) > 9:
-            return None
         cents = int(digits)
         return BatchRow(email, cents, reference) if 1 <= cents <= ALLOCATION_MAX_CENTS else None
 
