@@ -46,7 +46,7 @@ def create_worker(settings: Settings) -> Celery:
     patience = Patience(settings.held_row_wait_s)
     processor = GroupProcessor(calls_database, locks, settings.hash_secret_bytes, patience)
     register_tasks(celery, GroupCodec(settings.hash_secret_bytes), processor)
-    batch_worker = PayoutBatchWorker(celery, database, locks)
+    batch_worker = PayoutBatchWorker(celery, database, locks, Patience(settings.row_lock_timeout_s))
     register_batch_tasks(celery, batch_worker, settings.batch_stalled_after_s, client)
     register_verification_task(celery, BooksVerifier(settings, client))
     metrics.watch(settings, database, calls_database)

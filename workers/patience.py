@@ -5,6 +5,8 @@ from collections.abc import Callable
 from uuid import UUID
 
 _REMEMBERED_S = 2.0
+BRIEF_WAIT_S = 0.005
+"""For rows that are known as held: enough where they have come free."""
 
 
 class Patience:
@@ -35,6 +37,10 @@ class Patience:
         now = self._clock()
         self._held_since = {id_: since for id_, since in self._held_since.items() if now - since < _REMEMBERED_S}
         return self._wait_s / (1 + len(self._held_since))
+
+    def wait_for(self, business_id: UUID) -> float:
+        """Return how long to wait for the rows of one business."""
+        return BRIEF_WAIT_S if self.is_known_as_held(business_id) else self.left_s()
 
     def note_vain_wait(self, business_id: UUID) -> bool:
         """Remember that a business's rows were not to be had; tell whether that was not remembered yet."""

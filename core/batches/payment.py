@@ -14,6 +14,7 @@ from core.batches.payout_batch import BatchStatus, PayoutBatch, PayoutBatchError
 from core.batches.reading import find_batch
 from core.database.connection import driver_of
 from core.database.tables import businesses, payout_batches
+from core.database.waits import limited_wait
 from core.parties.businesses import lock_business
 
 
@@ -75,19 +76,22 @@ _PAY = """
 """
 
 
-def pay_chunk(connection: Connection, business_id: UUID, batch_id: UUID, first: int, rows_max: int) -> Chunk:
+def pay_chunk(
+    connection: Connection, business_id: UUID, batch_id: UUID, first: int, rows_max: int, *, wait_s: float | None = None
+) -> Chunk:
     """Pay the next rows of a batch, from row `first` on; return how many, and where to go on.
 
     Nothing is done where another worker has been here, the batch is finished, or payouts are disabled: then the
-    rest waits until they are enabled.
+    rest waits until they are enabled. With `wait_s`, rows that another transaction holds are waited for that long.
     """
     driver = driver_of(connection)
     key = {"business_id": business_id, "batch_id": batch_id}
-    locked = driver.execute(
-        "SELECT payout_balance, payouts_enabled, last_sequence FROM businesses WHERE id = %(business_id)s "
-        "FOR NO KEY UPDATE",
-        key,
-    )
+    with limited_wait(driver, wait_s):
+        locked = driver.execute(
+            "SELECT payout_balance, payouts_enabled, last_sequence FROM businesses WHERE id = %(business_id)s "
+            "FOR NO KEY UPDATE",
+            key,
+        )
     found = driver.execute(_LOCK_BATCH, key)
     business, batch = locked.fetchone(), found.fetchone()
     if business is None or batch is None:

@@ -15,6 +15,7 @@ from sqlalchemy import Connection
 from core.credentials import digest_of, payout_hash
 from core.database.arrays import integer_array, text_array, uuid_array
 from core.database.connection import driver_of, send_all
+from core.database.waits import limited_wait
 from core.ids import new_id
 from core.ledger.allocation import BusinessState, Claim, Entry, LockedState, Use, decide
 from core.ledger.references import READ_REFERENCE_USES
@@ -37,15 +38,6 @@ _LOCK_BUSINESSES = """
 # A row that another transaction holds is left out.
 _LOCK_FREE_BUSINESSES = f"{_LOCK_BUSINESSES} SKIP LOCKED"
 _FIND_BUSINESSES = "SELECT id FROM businesses WHERE id = ANY(%(business_ids)s::uuid[])"
-
-# `lock_timeout` limits each wait, and a transaction that is second in the queue for a row waits twice: the time for the
-# lock as a whole is that of its statement.
-_LIMIT_WAITS = """
-    SELECT set_config('payouts.statement_timeout', current_setting('statement_timeout'), true),
-        set_config('statement_timeout', %(wait_ms)s, true),
-        set_config('lock_timeout', %(wait_ms)s, true)
-"""
-_END_LIMIT = "SELECT set_config('statement_timeout', current_setting('payouts.statement_timeout'), true)"
 
 # A statement of its own, so that its snapshot is taken when the locks are held: whoever held them before has
 # committed, and revoking a key takes the same lock. `OFFSET 0` makes every look-up one of an index; from a young
@@ -225,11 +217,8 @@ def allocate(
         return []
     driver = driver_of(connection)
     business_ids = uuid_array({allocation.business_id for allocation in allocations})
-    if wait_s is not None:
-        driver.execute(_LIMIT_WAITS, {"wait_ms": str(max(round(wait_s * 1000), 1))})
-    locked = driver.execute(_LOCK_BUSINESSES, {"business_ids": business_ids})
-    if wait_s is not None:
-        driver.execute(_END_LIMIT)
+    with limited_wait(driver, wait_s):
+        locked = driver.execute(_LOCK_BUSINESSES, {"business_ids": business_ids})
     return _carry_out(driver, hash_secret, allocations, _read(driver, locked, allocations, with_uses=True))
 
 

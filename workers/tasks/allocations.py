@@ -24,12 +24,11 @@ from workers.app import ALLOCATE_TASK
 from workers.broker.consumer import names_in
 from workers.broker.results import GroupReply
 from workers.locks import BusinessLocks
-from workers.patience import Patience
+from workers.patience import BRIEF_WAIT_S, Patience
 
 logger = logging.getLogger(__name__)
 
 _FAILURES_MAX = 2
-_BRIEF_WAIT_S = 0.005
 
 
 class _Group:
@@ -125,7 +124,7 @@ class GroupProcessor:
         allocations = group.of([business_id])
         try:
             for _ in self._locks.hold_in_turn([business_id], wait_s=until - time.monotonic()):
-                wait_s = max(until - time.monotonic(), _BRIEF_WAIT_S)
+                wait_s = max(until - time.monotonic(), BRIEF_WAIT_S)
                 with metrics.SQL_SECONDS.labels("allocations").time(), self._database.pipeline() as connection:
                     outcomes = statements.allocate(connection, self._hash_secret, allocations, wait_s=wait_s)
         except Exception as error:  # noqa: BLE001 (whatever broke, the caller is told)

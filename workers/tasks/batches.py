@@ -13,11 +13,12 @@ from celery import Celery
 
 from core import metrics
 from core.batches import payment, reading
-from core.database.connection import Database, describe_error
+from core.database.connection import Database, describe_error, is_lock_timeout
 from core.ids import IdKind, format_id, parse_id
 from core.logging.fields import about
 from workers.app import FIND_STALLED_TASK, PAY_CHUNK_TASK, PERIODIC_RUN_KEY, periodic_run_noted_s, send_chunk
 from workers.locks import BusinessLocks
+from workers.patience import Patience
 
 logger = logging.getLogger(__name__)
 
@@ -35,10 +36,11 @@ class StalledSearchError(Exception):
 class PayoutBatchWorker:
     """Pays payout batches, and lets synchronous calls of the same business go first."""
 
-    def __init__(self, celery: Celery, database: Database, locks: BusinessLocks) -> None:
+    def __init__(self, celery: Celery, database: Database, locks: BusinessLocks, patience: Patience) -> None:
         self._celery = celery
         self._database = database
         self._locks = locks
+        self._patience = patience
 
     def work(self, business_id: UUID, batch_id: UUID, first: int) -> str:
         """Pay chunks for about a second, then send the task for the rest; say, for Flower, how far it got."""
@@ -75,15 +77,19 @@ class PayoutBatchWorker:
         return f"{len(stalled)} stalled"
 
     def _pay(self, business_id: UUID, batch_id: UUID, first: int, rows_max: int) -> int | None:
+        wait_s = self._patience.wait_for(business_id)
         try:
             with metrics.SQL_SECONDS.labels("chunk").time(), self._database.pipeline() as connection:
-                paid = payment.pay_chunk(connection, business_id, batch_id, first, rows_max)
+                paid = payment.pay_chunk(connection, business_id, batch_id, first, rows_max, wait_s=wait_s)
         except Exception as error:  # noqa: BLE001 (whatever broke, the periodic task tries again)
             metrics.SQL_FAILURES.labels("chunk").inc()
+            if is_lock_timeout(error):  # so that the batches of other businesses go on
+                self._patience.note_vain_wait(business_id)
             name, business = format_id(IdKind.BATCH, batch_id), format_id(IdKind.BUSINESS, business_id)
             extra = about(error=error, batch_id=name, business_id=business)
             logger.warning("%s stops at row %d: %s", name, first, describe_error(error), extra=extra)
             return None
+        self._patience.note_success(business_id)
         metrics.PAYOUT_BATCH_ROWS_PAID.inc(paid.rows)
         if paid.rows and paid.next_first is None:
             metrics.PAYOUT_BATCHES_COMPLETED.inc()

@@ -52,6 +52,7 @@ from workers.app import (
     send_chunk,
 )
 from workers.locks import BusinessLocks, lock_key
+from workers.patience import Patience
 from workers.tasks.batches import CHUNK_ROWS, PayoutBatchWorker
 
 FUNDS_CENTS = 1_000_000
@@ -102,7 +103,7 @@ def locks(client: redis.Redis) -> BusinessLocks:
 
 @pytest.fixture
 def worker(celery: Celery, database: Database, locks: BusinessLocks) -> PayoutBatchWorker:
-    return PayoutBatchWorker(celery, database, locks)
+    return PayoutBatchWorker(celery, database, locks, Patience(1.0))
 
 
 @pytest.fixture
@@ -229,7 +230,7 @@ def test_copies_of_a_message_at_once_pay_once(
     batch = accept(database, payer, make_rows(*[1] * (3 * CHUNK_ROWS)))
     with closed_redis() as closed:
         locks = BusinessLocks(client if has_locks else closed, ttl_s=60, wait_s=60)
-        worker = PayoutBatchWorker(celery, database, locks)
+        worker = PayoutBatchWorker(celery, database, locks, Patience(1.0))
         with ThreadPoolExecutor(6) as threads:
             list(threads.map(lambda _: worker.work(payer.business.id, batch.id, 0), range(6)))
     worker.work(payer.business.id, batch.id, read_batch(database, batch).processed)
@@ -259,7 +260,7 @@ def test_disabling_midway_lets_the_rest_wait_until_it_is_found_again(
 def test_without_redis_locks_a_batch_goes_on(celery: Celery, database: Database, payer: Account) -> None:
     batch = accept(database, payer, make_rows(*[1] * (CHUNK_ROWS + 1)))
     with closed_redis() as closed:
-        PayoutBatchWorker(celery, database, BusinessLocks(closed, ttl_s=60, wait_s=60)).work(
+        PayoutBatchWorker(celery, database, BusinessLocks(closed, ttl_s=60, wait_s=60), Patience(1.0)).work(
             payer.business.id, batch.id, 0
         )
     assert read_progress(database, batch)[0] is BatchStatus.COMPLETED
@@ -270,7 +271,7 @@ def test_a_lock_that_is_never_given_back_does_not_stop_a_batch(
 ) -> None:
     batch = accept(database, payer, make_rows(1))
     client.set(lock_key(payer.business.id), "a dead worker's")
-    PayoutBatchWorker(celery, database, BusinessLocks(client, ttl_s=60, wait_s=0.05)).work(
+    PayoutBatchWorker(celery, database, BusinessLocks(client, ttl_s=60, wait_s=0.05), Patience(1.0)).work(
         payer.business.id, batch.id, 0
     )
     assert read_progress(database, batch)[0] is BatchStatus.COMPLETED
@@ -282,7 +283,7 @@ def test_without_a_broker_nothing_is_lost_but_the_next_message(
 ) -> None:
     batch = accept(database, payer, make_rows(*[1] * (CHUNK_ROWS + 1)))
     with open_celery(f"redis://127.0.0.1:{find_free_port()}", module_url) as unreachable:
-        worker = PayoutBatchWorker(unreachable, database, locks)
+        worker = PayoutBatchWorker(unreachable, database, locks, Patience(1.0))
         with slow_chunks(database, 1.05), pytest.raises(OperationalError):
             worker.work(payer.business.id, batch.id, 0)
         assert read_progress(database, batch) == (BatchStatus.PROCESSING, CHUNK_ROWS, CHUNK_ROWS)
@@ -297,7 +298,7 @@ def test_a_database_out_of_reach_stops_the_task_and_says_no_secret(
     with Database(
         f"postgresql://nobody:password@127.0.0.1:{find_free_port()}/none", transaction_timeout_s=1
     ) as nowhere:
-        PayoutBatchWorker(celery, nowhere, locks).work(uuid4(), uuid4(), 0)
+        PayoutBatchWorker(celery, nowhere, locks, Patience(1.0)).work(uuid4(), uuid4(), 0)
     assert "stops at row 0: OperationalError" in caplog.text
     assert "password" not in caplog.text
     assert client.keys() == []
@@ -313,8 +314,8 @@ def test_a_row_that_somebody_holds_stops_the_task_and_the_batch_is_found_again(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     batch = accept(database, payer, make_rows(1, 2))
-    with Database(module_url, transaction_timeout_s=2, row_lock_timeout_s=0.1) as impatient:
-        worker = PayoutBatchWorker(celery, impatient, locks)
+    with Database(module_url, transaction_timeout_s=2) as impatient:
+        worker = PayoutBatchWorker(celery, impatient, locks, Patience(0.1))
         with database.transaction() as connection:
             businesses.lock_business(connection, payer.business.id)
             worker.work(payer.business.id, batch.id, 0)
@@ -324,6 +325,26 @@ def test_a_row_that_somebody_holds_stops_the_task_and_the_batch_is_found_again(
         assert read_messages(client).count(chunk_message(batch, 0)) == 1
         worker.work(payer.business.id, batch.id, 0)
     assert read_progress(database, batch) == (BatchStatus.COMPLETED, 2, 3)
+
+
+def test_batches_of_a_business_whose_row_somebody_holds_keep_no_other_batch_waiting(
+    celery: Celery, database: Database, locks: BusinessLocks, payer: Account
+) -> None:
+    batches = [accept(database, payer, make_rows(1)) for _ in range(10)]
+    free = open_account(database)
+    of_free = accept(database, free, make_rows(1, 2))
+    worker = PayoutBatchWorker(celery, database, locks, Patience(0.5))
+    with database.transaction() as connection:
+        businesses.lock_business(connection, payer.business.id)
+        began_at = time.monotonic()
+        for batch in batches:
+            worker.work(payer.business.id, batch.id, 0)
+        worker.work(free.business.id, of_free.id, 0)
+        assert time.monotonic() - began_at < 2.0  # of 10 times 0.5 s
+    assert read_progress(database, of_free) == (BatchStatus.COMPLETED, 2, 3)
+    for batch in batches:
+        worker.work(payer.business.id, batch.id, 0)
+        assert read_progress(database, batch) == (BatchStatus.COMPLETED, 1, 1)
 
 
 # Finding what stands still
