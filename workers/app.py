@@ -16,6 +16,7 @@ PAY_CHUNK_TASK = "payouts.pay_batch_chunk"
 FIND_STALLED_TASK = "payouts.find_stalled_batches"
 SUM_DAYS_TASK = "payouts.sum_days"
 VERIFY_TASK = "payouts.verify_books"
+FINISH_IN_DOUBT_TASK = "payouts.finish_in_doubt"
 BATCHES_QUEUE = "batches"
 SUM_DAYS_EVERY_S = 15.0
 PERIODIC_RUN_KEY = "payouts:periodic-task-ran"
@@ -56,7 +57,8 @@ def create_celery(settings: Settings) -> Celery:
         result_serializer="json",
         task_default_queue=QUEUE,
         task_routes={
-            task: {"queue": BATCHES_QUEUE} for task in (PAY_CHUNK_TASK, FIND_STALLED_TASK, SUM_DAYS_TASK, VERIFY_TASK)
+            task: {"queue": BATCHES_QUEUE}
+            for task in (PAY_CHUNK_TASK, FIND_STALLED_TASK, SUM_DAYS_TASK, VERIFY_TASK, FINISH_IN_DOUBT_TASK)
         },
         beat_schedule=_periodic_tasks(settings),
         # The schedule is fixed, so nothing needs to be remembered in a file.
@@ -76,6 +78,11 @@ def _periodic_tasks(settings: Settings) -> dict[str, dict[str, object]]:
     tasks = {
         "find stalled batches": {
             "task": FIND_STALLED_TASK,
+            "schedule": settings.batch_stalled_after_s,
+            "options": options,
+        },
+        "finish what is in doubt": {
+            "task": FINISH_IN_DOUBT_TASK,
             "schedule": settings.batch_stalled_after_s,
             "options": options,
         },

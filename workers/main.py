@@ -20,6 +20,7 @@ from core.tracing import is_wanted, start_tracing, warn_where_missing
 from workers import metrics
 from workers.app import create_celery
 from workers.broker.results import ReplyBackend
+from workers.in_doubt import open_records
 from workers.locks import BusinessLocks
 from workers.patience import Patience
 from workers.schedule import PeriodicTasks
@@ -28,6 +29,7 @@ from workers.startup import wait_for_servers
 from workers.tasks.allocations import GroupProcessor, register_tasks
 from workers.tasks.batches import PayoutBatchWorker, register_batch_tasks
 from workers.tasks.day_sums import DaySummer, register_day_sum_tasks
+from workers.tasks.in_doubt import InDoubtWorker, register_in_doubt_task
 from workers.tasks.verification import BooksVerifier, register_verification_task
 from workers.tracing import trace_tasks
 
@@ -51,6 +53,8 @@ def create_worker(settings: Settings) -> Celery:
     register_verification_task(celery, BooksVerifier(settings, client))
     metrics.watch(settings, database, calls_database)
     register_day_sum_tasks(celery, DaySummer(database))
+    in_doubt = InDoubtWorker(database, open_records(settings), overdue_after_s=settings.reply_timeout_s)
+    register_in_doubt_task(celery, in_doubt)
     return celery
 
 

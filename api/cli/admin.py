@@ -7,6 +7,7 @@ from api.cli.businesses import business
 from api.cli.keys import key
 from api.cli.ledger import migrate, verify
 from api.cli.members import member
+from api.cli.resolve import resolve
 from api.cli.users import user
 
 COMMANDS: dict[str, click.Command] = {
@@ -17,4 +18,5 @@ COMMANDS: dict[str, click.Command] = {
     "batch": batch,
     "member": member,
     "verify": verify,
+    "resolve": resolve,
 }

@@ -22,7 +22,13 @@ from core.ids import IdKind, format_id, parse_id
 from core.logging.setup import Logs
 from core.parties import businesses
 from core.parties.businesses import Business, BusinessError
-from core.settings.loader import load_database_url, load_startup_timeout_s, warn_of_doubtful_variables
+from core.settings.loader import (
+    Settings,
+    load_database_url,
+    load_settings,
+    load_startup_timeout_s,
+    warn_of_doubtful_variables,
+)
 from core.settings.variables import variable_name
 
 Document = dict[str, Any] | list[dict[str, Any]]
@@ -111,6 +117,21 @@ def _open_database(data_dir: Path | None, transaction_timeout_s: float | None) -
             raise DataDirError(text)
     pooler = variables.get(_DATABASE_POOLER, "").strip()
     return Database(url, transaction_timeout_s=transaction_timeout_s, pooler=pooler)
+
+
+def find_settings() -> Settings:
+    """Return all settings: of the environment, or those that `payouts up` gave its processes.
+
+    Raises:
+        SettingsError: some are missing or wrong.
+
+    """
+    context = click.get_current_context()
+    assert context is not None  # noqa: S101 (a command runs)
+    data_dir: Path | None = context.params.get("data_dir")
+    if not _is_embedded(data_dir):
+        return load_settings()
+    return load_settings({**os.environ, **DataDir(data_dir or DEFAULT_DATA_DIR).read_settings()})
 
 
 def find_own_url() -> str | None:
