@@ -17,6 +17,7 @@ FIND_STALLED_TASK = "payouts.find_stalled_batches"
 SUM_DAYS_TASK = "payouts.sum_days"
 SEAL_TASK = "payouts.seal"
 VERIFY_TASK = "payouts.verify_books"
+FINISH_IN_DOUBT_TASK = "payouts.finish_in_doubt"
 BATCHES_QUEUE = "batches"
 SUM_DAYS_EVERY_S = 15.0
 SEAL_EVERY_S = 5.0
@@ -59,7 +60,10 @@ def create_celery(settings: Settings) -> Celery:
         task_default_queue=QUEUE,
         task_routes={
             task: {"queue": BATCHES_QUEUE}
-            for task in (PAY_CHUNK_TASK, FIND_STALLED_TASK, SUM_DAYS_TASK, SEAL_TASK, VERIFY_TASK)
+            for task in (
+                *(PAY_CHUNK_TASK, FIND_STALLED_TASK, SUM_DAYS_TASK, SEAL_TASK, VERIFY_TASK),
+                FINISH_IN_DOUBT_TASK,
+            )
         },
         beat_schedule=_periodic_tasks(settings),
         # The schedule is fixed, so nothing needs to be remembered in a file.
@@ -79,6 +83,11 @@ def _periodic_tasks(settings: Settings) -> dict[str, dict[str, object]]:
     tasks = {
         "find stalled batches": {
             "task": FIND_STALLED_TASK,
+            "schedule": settings.batch_stalled_after_s,
+            "options": options,
+        },
+        "finish what is in doubt": {
+            "task": FINISH_IN_DOUBT_TASK,
             "schedule": settings.batch_stalled_after_s,
             "options": options,
         },

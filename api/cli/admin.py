@@ -7,6 +7,7 @@ from api.cli.businesses import business
 from api.cli.keys import key
 from api.cli.ledger import head, migrate, verify
 from api.cli.members import member
+from api.cli.resolve import resolve
 from api.cli.users import user
 
 COMMANDS: dict[str, click.Command] = {
@@ -18,4 +19,5 @@ COMMANDS: dict[str, click.Command] = {
     "member": member,
     "verify": verify,
     "head": head,
+    "resolve": resolve,
 }

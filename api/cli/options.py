@@ -23,9 +23,11 @@ from core.logging.setup import Logs
 from core.parties import businesses
 from core.parties.businesses import Business, BusinessError
 from core.settings.loader import (
+    Settings,
     load_database_url,
     load_hash_secret,
     load_migration_database_url,
+    load_settings,
     load_startup_timeout_s,
     warn_of_doubtful_variables,
 )
@@ -141,6 +143,16 @@ def _find_data_dir() -> Path | None:
 
 def _find_variables(data_dir: Path | None) -> Mapping[str, str]:
     return DataDir(data_dir or DEFAULT_DATA_DIR).read_settings() if _is_embedded(data_dir) else os.environ
+
+
+def find_settings() -> Settings:
+    """Return all settings: of the environment, or those that `payouts up` gave its processes.
+
+    Raises:
+        SettingsError: some are missing or wrong.
+
+    """
+    return load_settings({**os.environ, **_find_variables(_find_data_dir())})
 
 
 def find_own_url() -> str | None:

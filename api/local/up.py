@@ -41,6 +41,7 @@ _HASH_SECRET = variable_name("hash_secret")
 _LOG_FORMAT = variable_name("log_format")
 _FLOWER_PASSWORD = variable_name("flower_password")
 _FLOWER_PORT = variable_name("flower_port")
+_STATE_DIR = variable_name("state_dir")
 _FLOWER = "flower"
 _RESTARTS_BEFORE_READY_MAX = 3
 _READY_WITHIN_S = 60.0
@@ -159,6 +160,7 @@ def _read_variables(data_dir: DataDir) -> dict[str, str]:
         variables[_HASH_SECRET] = data_dir.read_or_make_secret("hash_secret")
     if _FLOWER_PASSWORD not in variables:
         variables[_FLOWER_PASSWORD] = data_dir.read_or_make_secret("flower_password")
+    variables.setdefault(_STATE_DIR, str((data_dir.path / "state").absolute()))
     load_settings({_DATABASE_URL: "postgresql:///embedded", _REDIS_URL: "redis://embedded"} | variables)
     return variables
 

@@ -66,12 +66,16 @@ businesses = Table(
     Column("last_sequence", BigInteger, nullable=False, server_default="0"),
     # Calls that pay must name an idempotency key or a reference.
     Column("requires_keys", Boolean, nullable=False, server_default=sa.false()),
+    # No allocation whose deadline (microseconds since 1970) is at or before it is ever paid.
+    Column("fence_us", BigInteger, nullable=False, server_default="0"),
     # Up to this number rows were numbered after they were written, by a migration or for workers of version 0.1.
     Column("numbered_later", BigInteger, nullable=False, server_default="0"),
     CheckConstraint("mode IN ('live', 'test')", name="mode"),
     CheckConstraint("balance >= 0", name="balance"),
     CheckConstraint("payout_balance >= 0", name="payout_balance"),
     CheckConstraint("reserved_balance >= 0", name="reserved_balance"),
+    # For the latest fence of all; most businesses have none.
+    Index("ix_businesses_fence_us", "fence_us", postgresql_where=sa.text("fence_us > 0")),
 )
 
 api_keys = Table(
@@ -225,6 +229,9 @@ payout_batches = Table(
     Column("already_paid", Integer, nullable=False, server_default="0"),
     # Who handed it in; NULL for the dashboard, and for batches accepted by an earlier release.
     Column("api_key_id", Uuid, nullable=True),
+    # Workers pay what is released: its caller is not answered 500 any more. The default is for processes of the release
+    # before.
+    Column("released_at", TIMESTAMP(timezone=True), nullable=True, server_default=sa.func.now()),
     CheckConstraint("status IN ('queued', 'processing', 'completed', 'cancelled')", name="status"),
     CheckConstraint("processed BETWEEN 0 AND total", name="processed"),
     CheckConstraint("allocated_amount BETWEEN 0 AND amount", name="allocated_amount"),

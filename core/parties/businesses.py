@@ -3,7 +3,7 @@
 Each function runs inside the caller's transaction.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
 from uuid import UUID
 
@@ -49,6 +49,9 @@ class Business:
     """Calls that pay must name an idempotency key or a reference."""
     numbered_later: int
     """Up to this number, rows were numbered after they were written."""
+
+
+_FIELDS = [field.name for field in fields(Business)]
 
 
 def create_business(connection: Connection, name: str, *, payouts_enabled: bool) -> Business:
@@ -224,5 +227,5 @@ def lock_business(connection: Connection, business_id: UUID) -> Business:
 
 
 def _business(row: sa.Row[tuple[object, ...]]) -> Business:
-    values = row._asdict()
+    values = {name: row._mapping[name] for name in _FIELDS}
     return Business(**values | {"mode": Mode(values["mode"])})

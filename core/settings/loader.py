@@ -102,6 +102,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     redis_timeout_s: Annotated[
         float, _seconds("longest wait on one Redis operation; on RabbitMQ, it is a sixth of `PAYOUTS_REPLY_TIMEOUT_S`")
     ] = 0.5
+    state_dir: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            description="folder of this machine where what is answered 500 in doubt is recorded beside Redis; it must "
+            "outlive the process",
+        ),
+    ] = ".payouts/state"
     database_pool_size: Annotated[int, Meta(ge=1, le=1_000, description="connections that one process keeps open")] = 8
     database_pooler: Annotated[
         str,

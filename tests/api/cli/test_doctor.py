@@ -17,7 +17,7 @@ from tests.servers import HASH_SECRET, Parts, Servers, System, run_system, run_v
 
 PAYOUTS = str(Path(sys.executable).with_name("payouts"))
 NAMES = ["settings", "database", "schema", "clocks", "durability", "connections", "roles", "redis", "redis memory",
-         "broker", "worker", "batches worker", "beat"]  # fmt: skip
+         "broker", "worker", "batches worker", "beat", "state folder", "in doubt"]  # fmt: skip
 
 
 class Report:

@@ -1,12 +1,12 @@
 """What shows that the history was rewritten: seals, and triggers that refuse to change it.
 
-Revision: 0008
+Revision: 0009
 """
 
 from alembic import op
 
-revision = "0008"
-down_revision = "0007"
+revision = "0009"
+down_revision = "0008"
 branch_labels = None
 depends_on = None
 
