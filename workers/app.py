@@ -60,10 +60,7 @@ def create_celery(settings: Settings) -> Celery:
         task_default_queue=QUEUE,
         task_routes={
             task: {"queue": BATCHES_QUEUE}
-            for task in (
-                *(PAY_CHUNK_TASK, FIND_STALLED_TASK, SUM_DAYS_TASK, SEAL_TASK, VERIFY_TASK),
-                FINISH_IN_DOUBT_TASK,
-            )
+            for task in (PAY_CHUNK_TASK, FIND_STALLED_TASK, SUM_DAYS_TASK, SEAL_TASK, VERIFY_TASK, FINISH_IN_DOUBT_TASK)
         },
         beat_schedule=_periodic_tasks(settings),
         # The schedule is fixed, so nothing needs to be remembered in a file.

@@ -18,6 +18,6 @@ COMMANDS: dict[str, click.Command] = {
     "batch": batch,
     "member": member,
     "verify": verify,
-    "head": head,
     "resolve": resolve,
+    "head": head,
 }

@@ -123,6 +123,16 @@ def _open_database(data_dir: Path | None, transaction_timeout_s: float | None, *
     return Database(url, transaction_timeout_s=transaction_timeout_s, pooler=pooler)
 
 
+def find_settings() -> Settings:
+    """Return all settings: of the environment, or those that `payouts up` gave its processes.
+
+    Raises:
+        SettingsError: some are missing or wrong.
+
+    """
+    return load_settings({**os.environ, **_find_variables(_find_data_dir())})
+
+
 def find_hash_secret() -> bytes | None:
     """Return the hash secret of the installation whose database the command has; None where it is not set."""
     return load_hash_secret(_find_variables(_find_data_dir()))
@@ -143,16 +153,6 @@ def _find_data_dir() -> Path | None:
 
 def _find_variables(data_dir: Path | None) -> Mapping[str, str]:
     return DataDir(data_dir or DEFAULT_DATA_DIR).read_settings() if _is_embedded(data_dir) else os.environ
-
-
-def find_settings() -> Settings:
-    """Return all settings: of the environment, or those that `payouts up` gave its processes.
-
-    Raises:
-        SettingsError: some are missing or wrong.
-
-    """
-    return load_settings({**os.environ, **_find_variables(_find_data_dir())})
 
 
 def find_own_url() -> str | None:
