@@ -251,7 +251,12 @@ class ResolveProtocol(RuleBasedStateMachine):
     # The workers
 
     @precondition(lambda self: self.undelivered and self.stage.free)
-    @rule(index=st.integers(0, 3), is_pipelined=st.booleans(), waits=st.booleans(), statements=STATEMENTS)
+    @rule(
+        index=st.integers(0, 3),
+        is_pipelined=st.booleans(),
+        waits=st.sampled_from([True, True, True, False]),
+        statements=STATEMENTS,
+    )
     def deliver(self, index: int, is_pipelined: bool, waits: bool, statements: int) -> None:
         """Let a worker wait for the business's row, or go on where another one holds it."""
         copy = pick(self.undelivered, index)
