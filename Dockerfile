@@ -12,7 +12,8 @@ ARG EXTRAS=
 RUN pip --python /venv/bin/python install --no-cache-dir --constraint constraints.txt ".${EXTRAS}"
 
 FROM python:3.13-slim
-RUN useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin payouts
+RUN useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin payouts \
+    && install --directory --owner 10001 --mode 700 /var/lib/payouts
 COPY --from=build /venv /venv
 # The root file system is read-only.
 ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1

@@ -21,11 +21,13 @@ from api.allocations import endpoint as allocations_endpoint
 from api.allocations.database_clock import DatabaseClock
 from api.allocations.dispatcher import Dispatcher
 from api.allocations.publisher import Publisher, make_instance_prefix
+from api.allocations.recovery import Recovery
 from api.allocations.replies import Replies
 from api.allocations.resolver import Resolver
 from api.batches.endpoint import batch_routes
 from api.batches.intake import TIMEOUT_S as BATCH_TIMEOUT_S
 from api.batches.intake import BatchIntake
+from api.batches.releasing import BatchReleaser
 from api.dashboard.routes import Dashboard
 from api.reference.openapi import openapi_route
 from api.reference.playground.pages import Playground
@@ -48,11 +50,13 @@ from api.web.tracing import make_plugin
 from core.database.connection import Database
 from core.errors import UserError
 from core.garbage_collection import freeze_startup_objects
+from core.in_doubt.finishing import Finisher
 from core.logging.setup import Logs
 from core.messages import GroupCodec
 from core.settings.loader import Settings, load_settings, warn_of_doubtful_variables
 from core.tracing import is_wanted, start_tracing, warn_where_missing
 from workers.app import ALLOCATE_TASK, PAY_CHUNK_TASK, create_celery
+from workers.in_doubt import InDoubtRecords, open_records
 from workers.servers import open_async_redis
 from workers.startup import wait_for_servers
 from workers.tracing import make_group_tracing, trace_tasks
@@ -85,7 +89,9 @@ class Parts:
     clock: DatabaseClock
     publisher: Publisher
     replies: Replies
+    records: InDoubtRecords
     resolver: Resolver
+    recovery: Recovery
     dispatcher: Dispatcher
     authenticator: Authenticator
     limiter: RateLimiter
@@ -121,14 +127,16 @@ class Parts:
             trace_tasks(celery, sent_names=[ALLOCATE_TASK, PAY_CHUNK_TASK])
             publisher.trace(*make_group_tracing())
         replies = Replies(redis, codec, prefix)
-        resolver = Resolver(database, timeout_s=timeout_s)
+        records = open_records(settings)
+        resolver = Resolver(database, records, timeout_s=timeout_s)
         dispatcher = Dispatcher(settings, clock, publisher, replies, resolver)
         authenticator = Authenticator(database, timeout_s=timeout_s)
         limiter = RateLimiter(settings)
         threads = DatabaseThreads(database, timeout_s=timeout_s)
         requests = BusinessRequests(authenticator, limiter, threads)
         paginator = Paginator(requests)
-        intake = BatchIntake(batch_database, celery, settings.hash_secret_bytes)
+        releaser = BatchReleaser(batch_database, celery, records)
+        intake = BatchIntake(batch_database, releaser, settings.hash_secret_bytes)
         databases = {"calls": database, "uploads": batch_database}
         return cls(
             settings=settings,
@@ -139,7 +147,9 @@ class Parts:
             clock=clock,
             publisher=publisher,
             replies=replies,
+            records=records,
             resolver=resolver,
+            recovery=Recovery(Finisher(database, records, overdue_after_s=settings.reply_timeout_s)),
             dispatcher=dispatcher,
             authenticator=authenticator,
             limiter=limiter,
@@ -158,12 +168,14 @@ class Parts:
     async def running(self, _: Litestar) -> AsyncIterator[None]:
         """Run what runs in the background; at the end answer who still waits, then close every part."""
         await asyncio.to_thread(self.clock.measure)
+        await asyncio.to_thread(self.records.warn_where_unwritable)
         freeze_startup_objects()
         endless = (
             self.replies.listen(),
             self.clock.keep_fresh(),
             self.dispatcher.sweep(),
             self.dispatcher.keep_probing(),
+            self.recovery.keep_finishing(),
             self.authenticator.keep_uses_written(),
             self.exporter.keep_counting(),
             self.recent_requests.keep_flushed(),
@@ -181,7 +193,8 @@ class Parts:
         self.exporter.close()
         self.readiness.close()
         await self.recent_requests.close()
-        self.resolver.close()
+        await self.resolver.close()
+        self.recovery.close()
         self.threads.close()
         self.intake.close()
         await self.dashboard.close()
@@ -190,6 +203,9 @@ class Parts:
         await self.redis.aclose()
         self.batch_database.close()
         self.database.close()
+        self.records.close()
+        # uvicorn ends by the signal that it was sent: nothing runs after this.
+        await asyncio.to_thread(Logs.flush)
 
     def answer_http_exception(self, request: HttpRequest, error: HTTPException) -> Response[Any]:
         """Answer with a page where a page was asked for, and with JSON elsewhere."""

@@ -258,9 +258,9 @@ for result in ("committed", "never", "unknown"):
     RESOLUTIONS.labels(result)
 UNRESOLVED = prometheus_client.Gauge(
     "payouts_unresolved_allocations",
-    "allocations that were answered 500 and are not resolved yet",
+    "calls and payout batches of the installation that were answered in doubt and are not finished yet",
     registry=API,
-    multiprocess_mode="livesum",
+    multiprocess_mode="livemax",
 )
 REVERSALS = Counter(
     "payouts_reversals", "allocations that were answered 500, had committed, and were reversed", registry=API

@@ -1,13 +1,30 @@
 """Fixtures: one PostgreSQL and one Valkey for all tests, a fresh database for each that asks."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
+import redis
 
 from api.local.valkey import EmbeddedValkey
 from core.database.connection import Database
-from tests.servers import ROOT, Account, Servers, System, open_account, run_servers, run_system, run_valkey
+from core.in_doubt.files import RecordFiles
+from core.in_doubt.records import RecordCodec
+from tests.servers import (
+    HASH_SECRET,
+    ROOT,
+    Account,
+    Servers,
+    System,
+    open_account,
+    run_servers,
+    run_system,
+    run_valkey,
+)
+from workers.in_doubt import InDoubtRecords
+
+RECORDS_DATABASE = 8
 
 _QUICK_FOLDERS = ("tests/api", "tests/core", "tests/workers")
 _SLOW_FIXTURES = {"system", "valkey"}
@@ -68,6 +85,17 @@ def database_url(servers: Servers) -> Iterator[str]:
 def database(database_url: str) -> Iterator[Database]:
     with Database(database_url, transaction_timeout_s=5) as opened:
         yield opened
+
+
+@pytest.fixture
+def records(servers: Servers, tmp_path: Path) -> Iterator[InDoubtRecords]:
+    """Records in doubt, in a Redis database and a state folder of the test's own."""
+    client = redis.Redis.from_url(servers.redis_url.removesuffix("/0") + f"/{RECORDS_DATABASE}", socket_timeout=5)
+    client.flushdb()
+    codec = RecordCodec(HASH_SECRET.encode())
+    opened = InDoubtRecords(client, RecordFiles(tmp_path / "state", codec), codec)
+    yield opened
+    opened.close()
 
 
 @pytest.fixture

@@ -218,6 +218,7 @@ def run_system(servers: Servers, parts: Parts | None = None, /, **settings: str)
             "PAYOUTS_DATABASE_URL": url,
             "PAYOUTS_REDIS_URL": servers.redis_url,
             "PAYOUTS_HASH_SECRET": HASH_SECRET,
+            "PAYOUTS_STATE_DIR": str(log_dir / "state"),
             **{f"PAYOUTS_{name.upper()}": value for name, value in settings.items()},
             **_coverage_variables(),
         }

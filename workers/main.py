@@ -20,6 +20,7 @@ from core.tracing import is_wanted, start_tracing, warn_where_missing
 from workers import metrics
 from workers.app import create_celery
 from workers.broker.results import ReplyBackend
+from workers.in_doubt import open_records
 from workers.locks import BusinessLocks
 from workers.patience import Patience
 from workers.schedule import PeriodicTasks
@@ -27,7 +28,9 @@ from workers.servers import open_redis
 from workers.startup import wait_for_servers
 from workers.tasks.allocations import GroupProcessor, register_tasks
 from workers.tasks.batches import PayoutBatchWorker, register_batch_tasks
+from workers.tasks.chain import SEALING_TIMEOUT_S, HistorySealer, register_seal_task
 from workers.tasks.day_sums import DaySummer, register_day_sum_tasks
+from workers.tasks.in_doubt import InDoubtWorker, register_in_doubt_task
 from workers.tasks.verification import BooksVerifier, register_verification_task
 from workers.tracing import trace_tasks
 
@@ -51,6 +54,11 @@ def create_worker(settings: Settings) -> Celery:
     register_verification_task(celery, BooksVerifier(settings, client))
     metrics.watch(settings, database, calls_database)
     register_day_sum_tasks(celery, DaySummer(database))
+    in_doubt = InDoubtWorker(database, open_records(settings), overdue_after_s=settings.reply_timeout_s)
+    register_in_doubt_task(celery, in_doubt)
+    # Looking for what is new may take longer than a payment may; it locks no row that a payment needs.
+    sealing = Database.from_settings(settings, transaction_timeout_s=SEALING_TIMEOUT_S, pool_size=1)
+    register_seal_task(celery, HistorySealer(sealing, settings.hash_secret_bytes))
     return celery
 
 

@@ -127,8 +127,7 @@ class Dispatcher:
             return await pending.outcome
         except asyncio.CancelledError:
             # The server stops and answers 500 for us, so whatever is committed has to be taken back.
-            pending.outcome = loop.create_future()
-            pending.answer(Outcome.FAILED)
+            await self._resolver.record(pending)
             self._start(self._resolver.resolve([pending]))
             raise
         finally:
@@ -365,6 +364,8 @@ class Dispatcher:
         """
         if reply is None or len(reply.outcomes) != len(sent):
             return
+        if Outcome.EXPIRED in reply.outcomes:
+            self._clock.doubt()
         for pending, outcome in zip(sent, reply.outcomes, strict=True):
             if outcome is Outcome.FAILED:
                 continue

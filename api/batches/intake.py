@@ -1,19 +1,17 @@
-"""Taking payout batches in: check the rows, load them, reserve the money, and tell the workers."""
+"""Taking payout batches in: check the rows, load them, reserve the money, and release them to the workers."""
 
-import asyncio
-import logging
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from contextvars import copy_context
 from typing import TypeVar
 from uuid import UUID
 
-from celery import Celery
 from sqlalchemy import Connection
 
+from api.batches.attempt import Attempt, carry_out
 from api.batches.reader.files import FileFormat
+from api.batches.releasing import AGAIN_AFTER_S, FIND_OUT_WITHIN_S, BatchReleaser
 from api.batches.rows import ROWS_REPORTED_MAX, parse_rows
 from api.web import responses
 from api.web.authentication import Identity, find_refusal
@@ -23,23 +21,26 @@ from api.web.responses import REFUSAL_BY_OUTCOME, Refusal
 from api.web.validation import FieldErrors, NotAnObject
 from core import metrics
 from core.batches import acceptance, reading
-from core.batches.acceptance import Accepted, ReferencesReused, ReferencesTakenError, Sorting, Submission
+from core.batches.acceptance import (
+    Accepted,
+    ReferencesReused,
+    ReferencesTakenError,
+    ReferencesUndecidedError,
+    Sorting,
+    Submission,
+)
 from core.batches.payout_batch import PayoutBatch
 from core.batches.preview import Preview, look_ahead
 from core.database.connection import DATABASE_ERRORS, Database
-from core.ids import IdKind, format_id, new_id
+from core.ids import new_id
 from core.messages import Outcome
 from core.parties.businesses import lock_business
-from workers.app import send_chunk
 
-logger = logging.getLogger(__name__)
 Found = TypeVar("Found")
 
 _AT_ONCE_MAX = 2
 _ENTERED_MAX = 12  # of 32 MiB each at most
 TIMEOUT_S = 60.0
-_FIND_OUT_WITHIN_S = 20.0
-_AGAIN_AFTER_S = 0.2
 
 
 class _NotAcceptedError(Exception):
@@ -51,11 +52,17 @@ class _NotAcceptedError(Exception):
 
 
 class BatchIntake:
-    """Takes batches in, few at a time: each may be 32 MiB, and has a transaction as long as its rows take."""
+    """Takes batches in, few at a time: each may be 32 MiB, and has a transaction as long as its rows take.
 
-    def __init__(self, database: Database, celery: Celery, hash_secret: bytes, *, timeout_s: float = TIMEOUT_S) -> None:
+    A batch is answered 202 once its commit was seen, and released to the workers before that. One that is answered 500
+    was not released, whatever becomes of its commit.
+    """
+
+    def __init__(
+        self, database: Database, releaser: BatchReleaser, hash_secret: bytes, *, timeout_s: float = TIMEOUT_S
+    ) -> None:
         self._database = database
-        self._celery = celery
+        self._releaser = releaser
         self._hash_secret = hash_secret
         self._timeout_s = timeout_s
         self._executor = ThreadPoolExecutor(_AT_ONCE_MAX, thread_name_prefix="batches")
@@ -87,7 +94,7 @@ class BatchIntake:
             TimeoutError: it took too long; nothing was accepted.
 
         """
-        return await self.run(lambda check_time: self._accept(identity, body, written_as, idempotency_key, check_time))
+        return await self._attempt(lambda attempt: self._accept(identity, body, written_as, idempotency_key, attempt))
 
     async def accept_submission(
         self, submission: Submission, record: Callable[[Connection, PayoutBatch], None]
@@ -99,7 +106,7 @@ class BatchIntake:
             UserError: `record` raised it; nothing was accepted.
 
         """
-        return await self.run(lambda check_time: self._accept_submission(submission, check_time, record))
+        return await self._attempt(lambda attempt: self._accept_submission(submission, attempt, record))
 
     async def preview(
         self, identity: Identity, body: bytes, written_as: FileFormat | None, idempotency_key: str | None
@@ -115,7 +122,7 @@ class BatchIntake:
             submission = self._read(identity, body, written_as, idempotency_key, check_time)
             if not isinstance(submission, Submission):
                 return submission
-            found = self._look_ahead(submission)
+            found = self._look_ahead(submission, check_time)
             return _explain_references(found.rows) if isinstance(found, ReferencesReused) else found
 
         return await self.run(work)
@@ -127,17 +134,14 @@ class BatchIntake:
             TimeoutError: it took too long.
 
         """
-        return await self.run(lambda _: self._look_ahead(submission))
+        return await self.run(lambda check_time: self._look_ahead(submission, check_time))
 
     async def run(self, work: Callable[[Callable[[], None]], Found]) -> Found:
         """Do something that takes as long as the rows of a batch; it is given what ends it when its time is over."""
-        # Whoever works on it looks at the time itself: a thread that nobody waits for would go on to accept.
-        deadline = time.monotonic() + self._timeout_s
-        # In the call's context, so that its trace goes on in the thread.
-        carry_out = copy_context().run
-        return await asyncio.get_running_loop().run_in_executor(
-            self._executor, carry_out, work, lambda: _check(deadline)
-        )
+        return await self._attempt(lambda attempt: work(attempt.check_time))
+
+    async def _attempt(self, work: Callable[[Attempt], Found]) -> Found:
+        return await carry_out(self._executor, Attempt(self._timeout_s), work)
 
     def close(self) -> None:
         """Let go of the threads."""
@@ -149,16 +153,20 @@ class BatchIntake:
         body: bytes,
         written_as: FileFormat | None,
         idempotency_key: str | None,
-        check_time: Callable[[], None],
+        attempt: Attempt,
     ) -> Accepted | Refusal | FieldErrors:
-        submission = self._read(identity, body, written_as, idempotency_key, check_time)
+        submission = self._read(identity, body, written_as, idempotency_key, attempt.check_time)
         if not isinstance(submission, Submission):
             return submission
-        accepted = self._accept_submission(submission, check_time, lambda *_: None)
+        accepted = self._accept_submission(submission, attempt, lambda *_: None)
         return _explain_references(accepted.rows) if isinstance(accepted, ReferencesReused) else accepted
 
-    def _look_ahead(self, submission: Submission) -> Preview | Refusal | ReferencesReused:
-        found = self._database.read(lambda connection: look_ahead(connection, submission))
+    def _look_ahead(
+        self, submission: Submission, check_time: Callable[[], None]
+    ) -> Preview | Refusal | ReferencesReused:
+        found = _once_decided(
+            lambda: self._database.read(lambda connection: look_ahead(connection, submission)), check_time
+        )
         return REFUSAL_BY_OUTCOME[found] if isinstance(found, Outcome) else found
 
     def _read(
@@ -182,20 +190,34 @@ class BatchIntake:
         return Submission.of(identity.business_id, identity.api_key_id, rows, idempotency_key)
 
     def _accept_submission(
-        self, submission: Submission, check_time: Callable[[], None], record: Callable[[Connection, PayoutBatch], None]
+        self, submission: Submission, attempt: Attempt, record: Callable[[Connection, PayoutBatch], None]
     ) -> Accepted | Refusal | ReferencesReused:
-        check_time()
-        found = self._database.read(lambda connection: acceptance.sort_rows(connection, submission))
-        answer = self._load(submission, found, check_time, record) if isinstance(found, Sorting) else found
+        answer = _once_decided(lambda: self._decide(submission, attempt.check_time, record), attempt.check_time)
         if isinstance(answer, Outcome):
             return REFUSAL_BY_OUTCOME[answer]
-        if isinstance(answer, Accepted) and not answer.is_replay:
-            rows = answer.batch.total - answer.batch.already_paid
-            metrics.PAYOUT_BATCHES_ACCEPTED.inc()
-            metrics.PAYOUT_BATCH_ROWS_ACCEPTED.inc(rows)
-            if rows:
-                self._tell_workers(answer)
+        if isinstance(answer, Accepted):
+            answer = self._release(answer, attempt)
+            if not answer.is_replay:
+                metrics.PAYOUT_BATCHES_ACCEPTED.inc()
+                metrics.PAYOUT_BATCH_ROWS_ACCEPTED.inc(answer.batch.total - answer.batch.already_paid)
         return answer
+
+    def _decide(
+        self, submission: Submission, check_time: Callable[[], None], record: Callable[[Connection, PayoutBatch], None]
+    ) -> acceptance.Answer:
+        found = self._database.read(lambda connection: acceptance.sort_rows(connection, submission))
+        return self._load(submission, found, check_time, record) if isinstance(found, Sorting) else found
+
+    def _release(self, accepted: Accepted, attempt: Attempt) -> Accepted:
+        """Release a batch unless its caller is answered 500; also one that an earlier call left unreleased."""
+        batch = accepted.batch
+        if batch.released_at is not None or batch.finished_at is not None:
+            return accepted
+        if not attempt.decide_to_accept():
+            if not accepted.is_replay:
+                self._releaser.refuse(batch.business_id, batch.id)
+            raise TimeoutError
+        return Accepted(self._releaser.release(batch), is_replay=accepted.is_replay)
 
     def _load(
         self,
@@ -236,7 +258,7 @@ class BatchIntake:
 
         Behind the business's lock, what was under way when the connection broke has ended.
         """
-        give_up_at = time.monotonic() + _FIND_OUT_WITHIN_S
+        give_up_at = time.monotonic() + FIND_OUT_WITHIN_S
         while True:
             try:
                 with self._database.transaction() as connection:
@@ -244,27 +266,33 @@ class BatchIntake:
                     batch = reading.find_batch(connection, submission.business_id, batch_id)
             except DATABASE_ERRORS:
                 if time.monotonic() >= give_up_at:
-                    logger.error("%s may be accepted, and was answered 500", format_id(IdKind.BATCH, batch_id))
+                    self._releaser.refuse(submission.business_id, batch_id)
                     raise error from None
-                time.sleep(_AGAIN_AFTER_S)
+                time.sleep(AGAIN_AFTER_S)
             else:
                 if batch is None:
                     raise error
                 return Accepted(batch, is_replay=False)
 
-    def _tell_workers(self, accepted: Accepted) -> None:
-        """Send the first chunk's task; where that fails, the periodic task finds the batch."""
+
+def _once_decided(work: Callable[[], Found], check_time: Callable[[], None]) -> Found:
+    """Do something once all batches with the same references are released or cancelled.
+
+    Raises:
+        TimeoutError: they were not in time.
+
+    """
+    give_up_at = time.monotonic() + FIND_OUT_WITHIN_S
+    while True:
+        check_time()
         try:
-            send_chunk(self._celery, accepted.batch.business_id, accepted.batch.id, 0)
-        except Exception as error:  # noqa: BLE001 (kombu lets the errors of every transport through)
-            logger.warning("a payout batch waits for the periodic task: %s", type(error).__name__)
+            return work()
+        except ReferencesUndecidedError:
+            if time.monotonic() >= give_up_at:
+                raise TimeoutError from None
+            time.sleep(AGAIN_AFTER_S)
 
 
 def _explain_references(rows: list[int]) -> FieldErrors:
     names = [f"allocations.{row}.reference" for row in rows[:ROWS_REPORTED_MAX]]
     return {name: [f"The {name} was already used for another payment."] for name in names}
-
-
-def _check(deadline: float) -> None:
-    if time.monotonic() >= deadline:
-        raise TimeoutError

@@ -99,10 +99,7 @@ def _write_errors(reading: Reading) -> FieldErrors:
 
 def _write_body_mistake(mistake: Mistake) -> FieldErrors:
     text = _BODY_TEXTS.get(mistake.reason)
-    if mistake.reason is Reason.NO_ROWS or text is not None:
-        assert text is not None  # noqa: S101 (each such reason has one)
-        return {_NAME: [text.format(_NAME)]}
-    return {_NAME: [write_mistake(mistake, Door.API)]}
+    return {_NAME: [text.format(_NAME) if text else write_mistake(mistake, Door.API)]}
 
 
 def _write_texts(mistake: Mistake, name: str, reading: Reading) -> Iterator[str]:

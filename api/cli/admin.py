@@ -5,8 +5,9 @@ import rich_click as click
 from api.cli.batches import batch
 from api.cli.businesses import business
 from api.cli.keys import key
-from api.cli.ledger import migrate, verify
+from api.cli.ledger import head, migrate, verify
 from api.cli.members import member
+from api.cli.resolve import resolve
 from api.cli.users import user
 
 COMMANDS: dict[str, click.Command] = {
@@ -17,4 +18,6 @@ COMMANDS: dict[str, click.Command] = {
     "batch": batch,
     "member": member,
     "verify": verify,
+    "resolve": resolve,
+    "head": head,
 }

@@ -34,11 +34,14 @@ from core.startup import WaitingEndedError
 
 PROCFILE = Path(__file__).resolve().parents[2] / "Procfile"
 _DATABASE_URL = variable_name("database_url")
+_MIGRATION_DATABASE_URL = variable_name("migration_database_url")
+_RUNTIME_ROLE = "payouts_app"
 _REDIS_URL = variable_name("redis_url")
 _HASH_SECRET = variable_name("hash_secret")
 _LOG_FORMAT = variable_name("log_format")
 _FLOWER_PASSWORD = variable_name("flower_password")
 _FLOWER_PORT = variable_name("flower_port")
+_STATE_DIR = variable_name("state_dir")
 _FLOWER = "flower"
 _RESTARTS_BEFORE_READY_MAX = 3
 _READY_WITHIN_S = 60.0
@@ -157,6 +160,7 @@ def _read_variables(data_dir: DataDir) -> dict[str, str]:
         variables[_HASH_SECRET] = data_dir.read_or_make_secret("hash_secret")
     if _FLOWER_PASSWORD not in variables:
         variables[_FLOWER_PASSWORD] = data_dir.read_or_make_secret("flower_password")
+    variables.setdefault(_STATE_DIR, str((data_dir.path / "state").absolute()))
     load_settings({_DATABASE_URL: "postgresql:///embedded", _REDIS_URL: "redis://embedded"} | variables)
     return variables
 
@@ -174,7 +178,8 @@ def _start_servers(
     if _DATABASE_URL not in variables:
         postgres = EmbeddedPostgres(data_dir.path / "postgres")
         stack.callback(postgres.stop)
-        variables[_DATABASE_URL] = postgres.start()
+        variables[_MIGRATION_DATABASE_URL] = postgres.start()
+        variables[_DATABASE_URL] = postgres.url_as(_RUNTIME_ROLE)
         servers.append(postgres)
     return servers
 
@@ -188,7 +193,9 @@ def _process_environment(variables: dict[str, str], host: str, port: int) -> dic
         "PORT": str(port),
     }
     others = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
-    return {_LOG_FORMAT: "text"} | others | variables | own
+    # What owns the tables is no business of the processes.
+    needed = {name: value for name, value in variables.items() if name != _MIGRATION_DATABASE_URL}
+    return {_LOG_FORMAT: "text"} | others | needed | own
 
 
 def _wait_until_ready(base_url: str, supervisor: Supervisor, stop_asked: threading.Event) -> None:

@@ -24,6 +24,7 @@ from core.sealing import ForgeryError
 from core.settings.loader import Settings
 from workers.app import VERDICT_KEY
 from workers.broker.queues import QueueWatch
+from workers.in_doubt import RECORDS_KEY
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +61,7 @@ class Exporter:
         self._under_way: dict[str, asyncio.Future[Any]] = {}
         self._measuring = asyncio.Lock()
         self._measured_at = float("-inf")
+        self._recorded = 0
         metrics.BOOKS_EVERY_SECONDS.replace({(): settings.verify_every_s})
 
     async def keep_counting(self) -> None:
@@ -87,7 +89,7 @@ class Exporter:
         metrics.count_what_was_noted()
         metrics.WAITING_CALLERS.set(self._dispatcher.callers)
         metrics.ROUND_TRIP_AGE_SECONDS.set(self._dispatcher.round_trip_age_s)
-        metrics.UNRESOLVED.set(len(self._resolver.answered_unresolved))
+        metrics.UNRESOLVED.set(max(self._recorded, self._resolver.given_up))
         metrics.SUBSCRIBED.set(self._replies.subscribed.is_set())
         for name, database in self._databases.items():
             in_use, size = database.count_connections()
@@ -95,14 +97,15 @@ class Exporter:
             metrics.API_POOL_SIZE.labels(name).set(size)
 
     async def _measure(self) -> None:
-        queues, batches, verdict = await asyncio.gather(
+        queues, batches, known_to_redis = await asyncio.gather(
             self._ask("broker", lambda: self._in_thread("broker", self._queues.look)),
             self._ask(
                 "database", lambda: self._in_thread("database", lambda: self._databases["calls"].read(find_open))
             ),
-            self._ask("redis", self._read_verdict),
+            self._ask("redis", self._read_redis),
         )
-        reached = {"broker": queues, "database": batches, "redis": verdict}
+        verdict, self._recorded = known_to_redis or (None, 0)
+        reached = {"broker": queues, "database": batches, "redis": known_to_redis}
         metrics.UP.replace({(name,): float(answer is not None) for name, answer in reached.items()})
         metrics.QUEUE_MESSAGES.replace({(each.queue,): each.messages for each in queues or []})
         metrics.QUEUE_AGE_SECONDS.replace(
@@ -112,11 +115,10 @@ class Exporter:
         metrics.OPEN_BATCHES.replace({(status.value,): count for status, count in counts.items()})
         metrics.OPEN_BATCH_ROWS.replace({(): batches.rows} if batches else {})
         metrics.BATCH_IDLE_SECONDS.replace({(): batches.idle_s} if batches else {})
-        (known,) = verdict or (None,)
-        metrics.BOOKS_BALANCED.replace({(): known.discrepancies == 0} if known else {})
-        metrics.BOOKS_DISCREPANCIES.replace({(): known.discrepancies} if known else {})
-        metrics.BOOKS_VERIFIED.replace({(): known.ended_at_us / 1_000_000} if known else {})
-        metrics.BOOKS_SECONDS.replace({(): known.took_s} if known else {})
+        metrics.BOOKS_BALANCED.replace({(): verdict.discrepancies == 0} if verdict else {})
+        metrics.BOOKS_DISCREPANCIES.replace({(): verdict.discrepancies} if verdict else {})
+        metrics.BOOKS_VERIFIED.replace({(): verdict.ended_at_us / 1_000_000} if verdict else {})
+        metrics.BOOKS_SECONDS.replace({(): verdict.took_s} if verdict else {})
 
     async def _ask(self, server: str, ask: Callable[[], Awaitable[Found]]) -> Found | None:
         """Ask a server for something; None where it does not answer in time, and one question at a time."""
@@ -138,14 +140,17 @@ class Exporter:
     async def _in_thread(self, server: str, look: Callable[[], Found]) -> Found:
         return await asyncio.get_running_loop().run_in_executor(self._executors[server], look)
 
-    async def _read_verdict(self) -> tuple[Verdict | None]:
+    async def _read_redis(self) -> tuple[Verdict | None, int]:
+        """Return the last verdict, and how many records in doubt the installation has."""
         data: Any = await self._redis.get(VERDICT_KEY)
+        waiting: Any = self._redis.hlen(RECORDS_KEY)
+        count = int(await waiting)
         try:
-            return (Verdict.open(data, self._hash_secret),)
+            return Verdict.open(data, self._hash_secret), count
         except ForgeryError as error:
             metrics.FORGERIES.labels("verdict").inc()
             logger.error("the last verdict was dropped: %s", error)
-            return (None,)
+            return None, count
 
 
 def metrics_route(exporter: Exporter) -> HTTPRouteHandler:

@@ -29,6 +29,14 @@ from core.parties.businesses import lock_business
 _row_encoder = msgspec.msgpack.Encoder()
 
 
+def digest_rows(rows: Sequence[BatchRow]) -> bytes:
+    """Return the digest of a batch's rows, in whatever format they came."""
+    digest = hashlib.sha256()
+    for row in rows:  # all at once would take as much memory again
+        digest.update(_row_encoder.encode(row))
+    return digest.digest()
+
+
 @dataclass(frozen=True, slots=True)
 class Accepted:
     """A batch that is funded; `is_replay` where an earlier call with the same idempotency key did it."""
@@ -55,10 +63,7 @@ class Submission:
         cls, business_id: UUID, api_key_id: UUID | None, rows: Sequence[BatchRow], idempotency_key: str | None
     ) -> "Submission":
         """Make a submission; its digest tells whether another one with the same key is the same."""
-        digest = hashlib.sha256()
-        for row in rows:  # all at once would take as much memory again
-            digest.update(_row_encoder.encode(row))
-        return cls(business_id, api_key_id, rows, idempotency_key, digest.digest())
+        return cls(business_id, api_key_id, rows, idempotency_key, digest_rows(rows))
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +82,10 @@ class ReferencesReused:
     """Rows whose references were used for another e-mail or amount; nothing is accepted."""
 
     rows: list[int]
+
+
+class ReferencesUndecidedError(Exception):
+    """A row has the reference of a batch whose caller was not answered yet: it may still be cancelled."""
 
 
 class ReferencesTakenError(Exception):
@@ -123,6 +132,10 @@ def sort_rows(connection: Connection, submission: Submission, *, is_money_looked
     """Look references up, and tell without locks what would keep a submission from being accepted.
 
     So no rows are loaded in vain. Where the caller holds the business's lock, what is found stays true.
+
+    Raises:
+        ReferencesUndecidedError: it cannot be told yet.
+
     """
     # Before the look for a replay: what the same submission, sent twice at once, took meanwhile, it was accepted with.
     query = sa.select(businesses.c.payout_balance).where(businesses.c.id == submission.business_id)
@@ -158,6 +171,8 @@ def sort_references(connection: Connection, submission: Submission) -> Reference
         row = rows[number]
         if use.is_reversed:
             attempts[reference] = use.attempt + 1
+        elif use.is_undecided:
+            raise ReferencesUndecidedError
         elif (use.email, use.amount_cents) == (row.email, row.amount_cents):
             already_paid[number] = use.allocation_id
             amount_cents -= row.amount_cents
@@ -209,7 +224,7 @@ def load_rows(
 
 
 def accept(connection: Connection, submission: Submission, batch_id: UUID, sorting: Sorting) -> Accepted | Outcome:
-    """Reserve money and references for a batch whose rows were loaded in the same transaction.
+    """Reserve money and references for a batch whose rows were loaded in the same transaction; it is not released yet.
 
     Anything but a new batch is for the caller to roll back, rows and all.
 
@@ -249,6 +264,7 @@ def accept(connection: Connection, submission: Submission, batch_id: UUID, sorti
             amount=amount,
             idempotency_key=submission.idempotency_key,
             request_digest=submission.digest,
+            released_at=None,
         )
     )
     created = find_batch(connection, submission.business_id, batch_id)

@@ -27,7 +27,7 @@ class Chunk(NamedTuple):
 
 # The row's lock keeps two workers from paying the same chunk; the business's comes first, as everywhere.
 _LOCK_BATCH = """
-    SELECT status, total, processed FROM payout_batches
+    SELECT status, total, processed, released_at IS NOT NULL FROM payout_batches
     WHERE business_id = %(business_id)s AND id = %(batch_id)s
     FOR UPDATE
 """
@@ -81,8 +81,9 @@ def pay_chunk(
 ) -> Chunk:
     """Pay the next rows of a batch, from row `first` on; return how many, and where to go on.
 
-    Nothing is done where another worker has been here, the batch is finished, or payouts are disabled: then the
-    rest waits until they are enabled. With `wait_s`, rows that another transaction holds are waited for that long.
+    Nothing is done where another worker has been here, the batch is finished or was not released yet, or payouts are
+    disabled: then the rest waits until they are enabled. With `wait_s`, rows that another transaction holds are waited
+    for that long.
     """
     driver = driver_of(connection)
     key = {"business_id": business_id, "batch_id": batch_id}
@@ -97,8 +98,9 @@ def pay_chunk(
     if business is None or batch is None:
         return Chunk(0, None)
     payout_balance, payouts_enabled, last_sequence = business
-    status, total, processed = batch
-    if not payouts_enabled or processed != first or status not in {BatchStatus.QUEUED, BatchStatus.PROCESSING}:
+    status, total, processed, is_released = batch
+    is_open = is_released and status in {BatchStatus.QUEUED, BatchStatus.PROCESSING}
+    if not payouts_enabled or processed != first or not is_open:
         return Chunk(0, None)
     end = min(first + rows_max, total)
     # The planner takes freshly loaded rows for one, and would compare each row with each user.

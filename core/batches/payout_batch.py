@@ -68,3 +68,5 @@ class PayoutBatch:
     already_paid: int
     api_key_id: UUID | None
     """The key that handed it in; None for the dashboard, and for batches accepted by an earlier release."""
+    released_at: datetime | None
+    """From then on workers pay it; before, its caller may still be answered 500."""

@@ -165,6 +165,7 @@ def find_stalled(connection: Connection, idle_s: float) -> list[tuple[UUID, UUID
         .join(businesses, businesses.c.id == payout_batches.c.business_id)
         .where(
             payout_batches.c.finished_at.is_(None),
+            payout_batches.c.released_at.is_not(None),
             payout_batches.c.updated_at
             < sa.func.now() - sa.cast(sa.func.make_interval(0, 0, 0, 0, 0, 0, idle_s), sa.Interval),
             businesses.c.payouts_enabled,

@@ -16,6 +16,8 @@ class BusinessState:
     last_sequence: int = 0
     """The number of its newest history row."""
     requires_keys: bool = False
+    fence_us: int = 0
+    """No allocation whose deadline is at or before it is ever paid, whatever the clock says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,8 @@ class Use:
     """Counts the payments with this key or reference; each one before was reversed or cancelled."""
     is_reversed: bool = False
     """The payment was taken back, or its batch cancelled before it was made: key and reference are free again."""
+    is_undecided: bool = False
+    """Its batch is not released yet: its caller may be answered 500, and the reference then is free again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +86,8 @@ class Decision:
     outcomes: list[Outcome]
     entries: list[Entry]
     claims: list[Claim] = field(default_factory=list)
+    fences_us: dict[UUID, int] = field(default_factory=dict)
+    """By business id, up to where its fence has to be raised before the outcome `expired` is told."""
 
 
 def decide(state: LockedState, allocations: Iterable[Allocation]) -> Decision:
@@ -98,12 +104,16 @@ def decide(state: LockedState, allocations: Iterable[Allocation]) -> Decision:
     outcomes: list[Outcome] = []
     entries: list[Entry] = []
     claims: list[Claim] = []
+    fences_us: dict[UUID, int] = {}
     for allocation in allocations:
         outcome, committed_id = _outcome(state, balances, allocated_keys, (key_uses, reference_uses), allocation)
         outcomes.append(outcome)
         if committed_id is not None:
             claims.append(Claim(allocation, committed_id))
         if outcome is not Outcome.ALLOCATED or allocation.key in allocated_keys:
+            if outcome is Outcome.EXPIRED and _expired_by_clock_alone(state, allocation):
+                business_id = allocation.business_id
+                fences_us[business_id] = max(fences_us.get(business_id, 0), allocation.deadline_us)
             continue
         balances[allocation.business_id] -= allocation.amount_cents
         allocated_keys.add(allocation.key)
@@ -112,7 +122,7 @@ def decide(state: LockedState, allocations: Iterable[Allocation]) -> Decision:
         sequences[allocation.business_id] += 1
         balance, sequence = balances[allocation.business_id], sequences[allocation.business_id]
         entries.append(Entry(allocation, balance, idempotency_attempt, sequence, reference_attempt))
-    return Decision(outcomes, entries, claims)
+    return Decision(outcomes, entries, claims, fences_us)
 
 
 _Uses = dict[tuple[UUID, str], Use]
@@ -152,6 +162,8 @@ def _outcome(
     if allocation.key in state.withdrawn_keys or state.now_us > allocation.deadline_us:
         return Outcome.EXPIRED, None
     business = state.businesses.get(allocation.business_id)
+    if business is not None and allocation.deadline_us <= business.fence_us:
+        return Outcome.EXPIRED, None
     if business is None or (allocation.business_id, allocation.api_key_id) not in state.live_api_keys:
         return Outcome.UNAUTHORIZED, None
     if allocation.idempotency_key is not None or allocation.reference is not None:
@@ -169,6 +181,8 @@ def _outcome_of_names(uses: tuple[_Uses, _Uses], allocation: Allocation) -> tupl
         (_find_use(reference_uses, allocation.reference, allocation), Outcome.REFERENCE_REUSED),
     ):
         if use is not None:
+            if use.is_undecided:
+                return Outcome.FAILED, None  # it is sent again, and decided then
             is_same = (use.email, use.amount_cents) == (allocation.email, allocation.amount_cents)
             return (Outcome.REPLAYED, use.allocation_id) if is_same else (reused, None)
     return None
@@ -181,3 +195,10 @@ def _refusal(business: BusinessState, balance_cents: int, allocation: Allocation
     if business.requires_keys and allocation.idempotency_key is None and allocation.reference is None:
         return Outcome.IDEMPOTENCY_KEY_REQUIRED
     return Outcome.INSUFFICIENT_BALANCE if allocation.amount_cents > balance_cents else None
+
+
+def _expired_by_clock_alone(state: LockedState, allocation: Allocation) -> bool:
+    """Tell whether a clock that goes back would let the allocation be paid."""
+    business = state.businesses.get(allocation.business_id)
+    is_past = state.now_us > allocation.deadline_us and allocation.key not in state.withdrawn_keys
+    return is_past and business is not None and allocation.deadline_us > business.fence_us

@@ -17,7 +17,13 @@ from core.ledger.allocation import Use
 # The payment that stands counts, and where none does, the latest attempt. (Earlier releases paid a reference any number
 # of times.) `OFFSET 0` keeps each look-up one of an index (see `_READ_STATE` of the statements).
 _READ_USES = """
-    SELECT latest.business_id, latest.reference, payment_id, email, amount, attempt, is_free
+    SELECT latest.business_id, latest.reference, payment_id, email, amount, attempt, is_free,
+        latest.batch_id IS NOT NULL AND EXISTS (
+            SELECT FROM payout_batches
+            WHERE payout_batches.business_id = latest.business_id AND payout_batches.id = latest.batch_id
+                AND released_at IS NULL AND finished_at IS NULL
+            OFFSET 0
+        )
     FROM {wanted} AS wanted (business_id, reference)
     CROSS JOIN LATERAL (
         SELECT named.*,

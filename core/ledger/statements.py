@@ -3,9 +3,9 @@
 Those of the hot path go to the driver itself, which can send several before it waits (`Database.pipeline`).
 """
 
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 from uuid import UUID
 
 import psycopg
@@ -28,7 +28,7 @@ class LedgerError(Exception):
 
 # In id order, so that two groups can never wait for each other in a circle.
 _LOCK_BUSINESSES = """
-    SELECT id, payout_balance, payouts_enabled, last_sequence, requires_keys
+    SELECT id, payout_balance, payouts_enabled, last_sequence, requires_keys, fence_us
     FROM businesses
     WHERE id = ANY(%(business_ids)s::uuid[])
     ORDER BY id
@@ -95,6 +95,23 @@ _READ_CLAIMS = """
     SELECT business_id, id, withdrawn_at IS NOT NULL
     FROM unnest(%(business_ids)s::uuid[], %(ids)s::uuid[]) AS wanted (business_id, id)
     JOIN claims USING (business_id, id)
+"""
+
+_READ_COMMITTED = """
+    SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS bigint), id, EXISTS (
+        SELECT FROM payout_transactions
+        WHERE payout_transactions.business_id = wanted.business_id AND payout_transactions.id = wanted.id
+        OFFSET 0
+    )
+    FROM unnest(%(business_ids)s::uuid[], %(ids)s::uuid[]) AS wanted (business_id, id)
+"""
+
+# The row is locked already. A fence is never lowered.
+_RAISE_FENCES = """
+    UPDATE businesses
+    SET fence_us = wanted.fence_us
+    FROM unnest(%(business_ids)s::uuid[], %(fences)s::bigint[]) AS wanted (id, fence_us)
+    WHERE businesses.id = wanted.id AND businesses.fence_us < wanted.fence_us
 """
 
 # Credits, history and debits are made of the same rows, so that none can be written without the others.
@@ -219,7 +236,7 @@ def allocate(
     business_ids = uuid_array({allocation.business_id for allocation in allocations})
     with limited_wait(driver, wait_s):
         locked = driver.execute(_LOCK_BUSINESSES, {"business_ids": business_ids})
-    return _carry_out(driver, hash_secret, allocations, _read(driver, locked, allocations, with_uses=True))
+    return _carry_out(driver, hash_secret, allocations, _read(driver, locked, allocations))
 
 
 def allocate_where_free(
@@ -232,7 +249,7 @@ def allocate_where_free(
     driver = driver_of(connection)
     business_ids = {allocation.business_id for allocation in allocations}
     locked = driver.execute(_LOCK_FREE_BUSINESSES, {"business_ids": uuid_array(business_ids)})
-    state = _read(driver, locked, allocations, with_uses=True)
+    state = _read(driver, locked, allocations)
     held: set[UUID] = set()
     if missing := business_ids - state.businesses.keys():
         held = {id_ for (id_,) in driver.execute(_FIND_BUSINESSES, {"business_ids": uuid_array(missing)})}
@@ -250,41 +267,78 @@ def _carry_out(
         _write_references(driver, [entry for entry in decision.entries if entry.allocation.reference is not None])
     if decision.claims:
         _write_claims(driver, decision.claims)
+    if decision.fences_us:
+        raise_fences(driver, decision.fences_us)
     send_all(driver)
     return decision.outcomes
 
 
+class Call(Protocol):
+    """What resolving has to know of an allocation: which one it is, and its deadline."""
+
+    @property
+    def id(self) -> UUID:
+        """The allocation's id."""
+
+    @property
+    def business_id(self) -> UUID:
+        """The business that is asked to pay."""
+
+    @property
+    def deadline_us(self) -> int:
+        """Microseconds since 1970, by the database's clock."""
+
+
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """What is certain about some allocations behind their businesses' locks, at `now_us` by the database's clock."""
+    """What is certain about some calls behind their businesses' locks, at `now_us` by the database's clock."""
 
     now_us: int
-    history_keys: Set[tuple[UUID, UUID]]
-    claimed_keys: Set[tuple[UUID, UUID]]
+    fences_us: Mapping[UUID, int]
+    """By business id."""
+    history_ids: Set[UUID]
+    claimed_ids: Set[UUID]
+    withdrawn_ids: Set[UUID]
+    """Of calls that were answered 500 although they had committed, and are taken back already."""
 
 
-def find_committed(connection: Connection, allocations: Sequence[Allocation]) -> Committed:
-    """Lock the businesses, then look up which allocations are in the history or were replays.
+def find_committed(connection: Connection, calls: Sequence[Call]) -> Committed:
+    """Lock the businesses, then look up which calls are in the history or were replays.
 
-    Behind the lock no worker is in the middle of one of them: whatever is not here at a time past its
-    deadline will never be.
+    Behind the lock no worker is in the middle of one of them.
     """
     driver = driver_of(connection)
-    business_ids = uuid_array({allocation.business_id for allocation in allocations})
-    locked = driver.execute(_LOCK_BUSINESSES, {"business_ids": business_ids})
-    state = _read(driver, locked, allocations, with_uses=False)
-    return Committed(state.now_us, state.history_keys, state.claimed_keys)
+    locked = driver.execute(_LOCK_BUSINESSES, {"business_ids": uuid_array({each.business_id for each in calls})})
+    keys = {
+        "business_ids": uuid_array(each.business_id for each in calls),
+        "ids": uuid_array(each.id for each in calls),
+    }
+    fences_us = {business_id: fence_us for business_id, *_, fence_us in locked}
+    rows = driver.execute(_READ_COMMITTED, keys).fetchall()
+    claims = driver.execute(_READ_CLAIMS, keys).fetchall()
+    return Committed(
+        now_us=rows[0][0] if rows else 0,
+        fences_us=fences_us,
+        history_ids={id_ for _, id_, is_in_history in rows if is_in_history},
+        claimed_ids={id_ for _, id_, is_withdrawn in claims if not is_withdrawn},
+        withdrawn_ids={id_ for _, id_, is_withdrawn in claims if is_withdrawn},
+    )
 
 
-def withdraw(connection: Connection, allocation: Allocation) -> bool:
+def raise_fences(driver: psycopg.Connection, fences_us: Mapping[UUID, int]) -> None:
+    """Raise the fences of businesses whose rows are locked: what has an earlier deadline is never paid."""
+    driver.execute(_RAISE_FENCES, {"business_ids": uuid_array(fences_us), "fences": integer_array(fences_us.values())})
+
+
+def withdraw(connection: Connection, call: Call) -> bool:
     """Take back what a call committed that was answered 500; return whether money moved.
 
     What it allocated is given back to the business, with a history row of type `reversal`, which frees the
     idempotency key and the reference; but not while another call with one of them was answered 201 for it.
     """
-    business_id = allocation.business_id
+    business_id = call.business_id
     driver_of(connection).execute(_LOCK_BUSINESSES, {"business_ids": uuid_array([business_id])})
-    withdrawn = connection.execute(_WITHDRAW, {"business_id": business_id, "id": allocation.id}).scalar_one_or_none()
+    withdrawn = connection.execute(_WITHDRAW, {"business_id": business_id, "id": call.id}).scalar_one_or_none()
     if withdrawn is None:
         return False
     key = {"business_id": business_id, "id": withdrawn}
@@ -303,13 +357,8 @@ def _read(
     driver: psycopg.Connection,
     locked: psycopg.Cursor[Any],
     allocations: Sequence[Allocation],
-    *,
-    with_uses: bool,
 ) -> LockedState:
-    """Read all that a decision depends on, behind the locks; in a pipeline, in the round trip that takes those.
-
-    Without the uses of idempotency keys and references, the state tells what is committed, not what may be.
-    """
+    """Read all that a decision depends on, behind the locks; in a pipeline, in the round trip that takes those."""
     api_keys = list({(allocation.business_id, allocation.api_key_id) for allocation in allocations})
     keys = [allocation.key for allocation in allocations]
     # Only calls with an idempotency key or a reference can be replays.
@@ -337,7 +386,7 @@ def _read(
                 "ids": uuid_array(each.id for each in named),
             },
         )
-    if keyed and with_uses:
+    if keyed:
         key_uses = driver.execute(
             _READ_IDEMPOTENCY_USES,
             {
@@ -345,7 +394,7 @@ def _read(
                 "idempotency_keys": text_array(each.idempotency_key for each in keyed),
             },
         )
-    if referenced and with_uses:
+    if referenced:
         reference_uses = driver.execute(
             READ_REFERENCE_USES,
             {

@@ -34,6 +34,8 @@ class _DirectHandler(logging.StreamHandler[Any]):
 class Logs:
     """How this process logs; `configure` sets it up, once."""
 
+    _writer: LineWriter | None = None
+
     @classmethod
     def configure(cls, process: str, *, log_format: str, log_level: str) -> LineFormatter:
         """Send all of the process's logs to standard error, and only there; other libraries' too."""
@@ -47,8 +49,15 @@ class Logs:
         formatter = LineFormatter(process, as_json=_is_json(log_format))
         writer = LineWriter(formatter, (sys.__stderr__ or sys.stderr).fileno(), waiting_max=_WAITING_MAX)
         atexit.register(writer.close)
+        cls._writer = writer
         cls._install(_BackgroundHandler(writer), formatter, log_level)
         return writer
+
+    @classmethod
+    def flush(cls) -> None:
+        """Wait until what this process logged so far is written."""
+        if cls._writer is not None:
+            cls._writer.flush()
 
     @classmethod
     def configure_command(cls, log_format: str) -> None:

@@ -27,6 +27,8 @@ class LineWriter:
         self._dropped = 0
         self._something = threading.Event()
         self._closing = threading.Event()
+        self._written = threading.Condition()
+        self._is_writing = False
         self._thread = threading.Thread(target=self._work, name="log", daemon=True)
         self._thread.start()
 
@@ -39,6 +41,11 @@ class LineWriter:
         if not self._something.is_set():
             self._something.set()
 
+    def flush(self) -> None:
+        """Wait until what was added is written, for a bounded time."""
+        with self._written:
+            self._written.wait_for(lambda: not (self._waiting or self._is_writing), _CLOSE_WITHIN_S)
+
     def close(self) -> None:
         """Write what waits, for a bounded time."""
         self._closing.set()
@@ -50,7 +57,11 @@ class LineWriter:
             self._something.wait()
             self._closing.wait(_COLLECT_S)
             self._something.clear()
+            self._is_writing = True  # before anything is taken, or `flush` would not wait for it
             self._write("".join(self._take()).encode(errors="replace"))
+            with self._written:
+                self._is_writing = False
+                self._written.notify_all()
 
     def _take(self) -> Iterator[str]:
         for _ in range(len(self._waiting)):

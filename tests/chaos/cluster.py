@@ -301,6 +301,7 @@ def run_cluster(
             "PAYOUTS_DATABASE_URL": pooler.url_of() if pooler else url,
             "PAYOUTS_REDIS_URL": valkey.url,
             "PAYOUTS_HASH_SECRET": HASH_SECRET,
+            "PAYOUTS_STATE_DIR": str(own / "state"),
             **{f"PAYOUTS_{name.upper()}": value for name, value in settings.items()},
         }
         cluster = Cluster(postgres, valkey, own, database, server, environment, links, pooler)

@@ -1,11 +1,13 @@
 """What tests of payout batches share: ways to hand them in and work them off, and what must hold at any moment."""
 
+import time
+from contextlib import suppress
 from uuid import UUID
 
 import sqlalchemy as sa
 
-from core.batches import acceptance, payment, reading
-from core.batches.acceptance import Accepted, Sorting, Submission
+from core.batches import acceptance, payment, reading, release
+from core.batches.acceptance import Accepted, ReferencesUndecidedError, Sorting, Submission
 from core.batches.payout_batch import BatchRow, BatchStatus, PayoutBatch
 from core.database.connection import Database
 from core.ids import new_id
@@ -53,6 +55,32 @@ def try_to_accept(
 
 
 def accept(database: Database, account: Account, rows: list[BatchRow], key: str | None = None) -> PayoutBatch:
+    """Accept a batch and release it, as the API does before it answers 202; wait for others with its references."""
+    while True:
+        with suppress(ReferencesUndecidedError):
+            batch = accept_unreleased(database, account, rows, key)
+            break
+        time.sleep(0.01)
+    if batch.finished_at is not None:  # all was paid already
+        return batch
+    released = release_batch(database, batch)
+    assert released is not None
+    return released
+
+
+def release_batch(database: Database, batch: PayoutBatch) -> PayoutBatch | None:
+    with database.transaction() as connection:
+        return release.release(connection, batch.business_id, batch.id)
+
+
+def cancel_unreleased(database: Database, batch: PayoutBatch) -> PayoutBatch | None:
+    with database.transaction() as connection:
+        return release.cancel_unreleased(connection, batch.business_id, batch.id)
+
+
+def accept_unreleased(
+    database: Database, account: Account, rows: list[BatchRow], key: str | None = None
+) -> PayoutBatch:
     accepted = try_to_accept(database, account, rows, key)
     assert isinstance(accepted, Accepted), accepted
     assert not accepted.is_replay

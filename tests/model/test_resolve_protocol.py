@@ -3,7 +3,8 @@
 API, workers, administrators and the database's clock are interleaved statement by statement. What they run in the
 database is the product's; only what the API keeps in memory (`api/allocations`) is modelled here:
 who was told what, which copies are out, which replies were heard. Time is modelled more loosely than it is: the API
-may resend, resolve and give up whenever it likes, since its own clock is not what the promise rests on.
+may resend, resolve and give up whenever it likes, since its own clock is not what the promise rests on. The database's
+clock is set forward and back. An API process dies at any step; what it recorded is finished by another one.
 """
 
 from collections.abc import Callable, Sequence
@@ -41,6 +42,8 @@ ACTORS = 4
 CALLS_MAX = 5
 COPIES_MAX = 3
 TOP_UP_CENTS = 200
+BEGIN_S = 100
+"""The clock may be set back from there."""
 ANSWERED_201 = {Outcome.ALLOCATED, Outcome.REPLAYED}
 ANSWERED_500 = {Outcome.EXPIRED, Outcome.FAILED}
 
@@ -84,6 +87,7 @@ STANDING = """
         WHERE reversal.business_id = %(id)s AND reversal.reversed_id = allocation.id
     )
 """
+FENCE = "SELECT fence_us FROM businesses WHERE id = %(id)s"
 HISTORY = "SELECT id FROM payout_transactions WHERE business_id = %(id)s"
 CLAIMS = "SELECT id, transaction_id FROM claims WHERE business_id = %(id)s AND withdrawn_at IS NULL"
 
@@ -119,17 +123,35 @@ class Call:
     is_being_resolved: bool = False
     is_to_withdraw: bool = False
     is_resolved: bool = False
+    is_given_up: bool = False
+    """It will be answered 500 and nothing else, once it is recorded as in doubt."""
+    is_recorded: bool = False
+    """Outside the process: any other one may resolve it."""
+    is_dead: bool = False
+    """Its API process was killed: what is not recorded, nobody resolves."""
     is_gone: bool = False
-    """Its API process was killed: it is never answered, and nobody resolves it."""
+    """It was killed before it answered: it is never answered."""
 
     def tell(self, outcome: Outcome) -> None:
-        if self.answer is None and not self.is_gone:
+        if self.answer is None and not self.is_gone and not self.is_given_up:
             self.answer = outcome
+
+    def die(self) -> None:
+        """Lose what the API process knows, but for what is recorded."""
+        self.is_gone = self.answer is None
+        self.is_dead = True
+        if not self.is_being_resolved:
+            self.is_to_withdraw = False
 
     @property
     def waits_for_resolving(self) -> bool:
         has_begun = self.is_being_resolved or self.is_to_withdraw or self.is_resolved
-        return self.is_handed_over and not has_begun and not self.is_gone
+        return self.is_recorded if self.is_dead and not has_begun else self.is_handed_over and not has_begun
+
+    @property
+    def is_answer_at_stake(self) -> bool:
+        """Whether something may still have to be told or taken back."""
+        return not self.is_dead and (self.answer is None or (self.is_recorded and not self.is_resolved))
 
 
 @dataclass(eq=False)
@@ -167,9 +189,7 @@ class Exchange:
 
     @property
     def may_be_killed(self) -> bool:
-        # Not while it resolves: a 500 that was answered unresolved, and then a killed API, are two faults.
-        busy = any(call.is_handed_over and not call.is_resolved for call in self.calls)
-        return not busy and any(call.answer is None and not call.is_gone for call in self.calls)
+        return any(call.is_answer_at_stake for call in self.calls)
 
     def publish(self) -> None:
         self.copies.append(Copy(self, self.undecided))
@@ -184,7 +204,7 @@ class ResolveProtocol(RuleBasedStateMachine):
         self.exchanges: list[Exchange] = []
         self.business_id = new_id()
         self.api_key_ids = [new_id(), new_id()]
-        self.stage.set_clock(1)
+        self.stage.set_clock(BEGIN_S)
         self.is_calm = False
         self.is_failing = False
         self.is_changed = False
@@ -204,12 +224,19 @@ class ResolveProtocol(RuleBasedStateMachine):
         self.send([request], time_left_s)
 
     @precondition(lambda self: not self.is_calm and len(self.calls) < CALLS_MAX)
-    @rule(requests=st.lists(st.sampled_from(REQUESTS), min_size=1, max_size=2), time_left_s=TIMES_LEFT_S)
-    def send_more(self, requests: list[Request], time_left_s: int) -> None:
-        self.send(requests, time_left_s)
+    @rule(
+        requests=st.lists(st.sampled_from(REQUESTS), min_size=1, max_size=2),
+        time_left_s=TIMES_LEFT_S,
+        knows_fence=st.booleans(),
+    )
+    def send_more(self, requests: list[Request], time_left_s: int, knows_fence: bool) -> None:
+        self.send(requests, time_left_s, knows_fence=knows_fence)
 
-    def send(self, requests: list[Request], time_left_s: int) -> None:
+    def send(self, requests: list[Request], time_left_s: int, *, knows_fence: bool = False) -> None:
         deadline_us = (self.stage.now_s + time_left_s) * 1_000_000
+        if knows_fence:
+            [(fence_us,)] = self.stage.look_up(FENCE, id=self.business_id)
+            deadline_us = max(deadline_us, fence_us + time_left_s * 1_000_000)
         exchange = Exchange([Call(self.allocation_of(request, deadline_us)) for request in requests])
         exchange.publish()
         self.exchanges.append(exchange)
@@ -238,10 +265,23 @@ class ResolveProtocol(RuleBasedStateMachine):
             call.is_handed_over = call.refusal is not None  # the others go on waiting
 
     @precondition(lambda self: self.stage.free and (self.unresolved or self.undecided))
-    @rule(index=st.integers(0, 3), together=st.booleans(), statements=STATEMENTS)
-    def resolve(self, index: int, together: bool, statements: int) -> None:
+    @rule(index=st.integers(0, 3), together=st.booleans(), are_overdue=st.booleans(), statements=STATEMENTS)
+    def resolve(self, index: int, together: bool, are_overdue: bool, statements: int) -> None:
+        """By the database's clock, or by the API's, which may say anything."""
         calls = self.unresolved + self.undecided
-        self.go_on(self.start_resolving(calls if together else [pick(calls, index)]), statements)
+        if not together:
+            calls = [pick(calls, index)]
+        self.go_on(self.start_resolving(calls, are_overdue=are_overdue), statements)
+
+    @precondition(lambda self: self.to_record)
+    @rule(index=st.integers(0, 3))
+    def record(self, index: int) -> None:
+        pick(self.to_record, index).is_recorded = True
+
+    @precondition(lambda self: self.to_answer_500)
+    @rule(index=st.integers(0, 3))
+    def answer_500(self, index: int) -> None:
+        pick(self.to_answer_500, index).answer = Outcome.FAILED
 
     @precondition(lambda self: self.to_withdraw and self.stage.free)
     @rule(index=st.integers(0, 3), statements=STATEMENTS)
@@ -272,9 +312,9 @@ class ResolveProtocol(RuleBasedStateMachine):
 
     # The rest of the world
 
-    @rule(seconds=st.sampled_from([2, 1, 5]))
-    def let_time_pass(self, seconds: int) -> None:
-        self.stage.set_clock(self.stage.now_s + seconds)
+    @rule(seconds=st.sampled_from([2, 1, 5, -2, -60]))
+    def move_the_clock(self, seconds: int) -> None:
+        self.stage.set_clock(max(self.stage.now_s + seconds, 1))
 
     @precondition(lambda self: self.stage.free)
     @rule(what=st.sampled_from(["fund", "fund", "enable", "disable", "revoke"]), statements=STATEMENTS)
@@ -291,13 +331,13 @@ class ResolveProtocol(RuleBasedStateMachine):
         elif fault == "gave up" and self.unanswered:
             # The database was out of reach for too long, or the API was told to stop.
             call = pick(self.unanswered, index)
-            call.tell(Outcome.FAILED)
-            call.is_handed_over = True
+            call.is_given_up = call.is_handed_over = True
         elif fault == "twice" and self.repeatable and self.stage.free:
             self.start_allocating(pick(self.repeatable, index), is_pipelined=True)
         elif fault == "killed" and self.killable:
             for call in pick(self.killable, index).calls:
-                call.is_gone = True
+                if call.is_answer_at_stake:
+                    call.die()
 
     # What has to hold, always and in the end
 
@@ -325,17 +365,33 @@ class ResolveProtocol(RuleBasedStateMachine):
             if exchange.undecided and exchange.copies[-1].deliveries_left:
                 self.start_allocating(exchange.copies[-1], is_pipelined=True)
         self.run_all()
-        self.stage.set_clock(self.stage.now_s + 10)
+        for call in self.calls:
+            if call.is_given_up and not call.is_dead:
+                call.is_recorded, call.answer = True, Outcome.FAILED
+        last_s = max((call.allocation.deadline_us for call in self.calls), default=0) // 1_000_000
+        self.stage.set_clock(max(self.stage.now_s, last_s) + 10)
         while unresolved := self.unresolved + self.undecided + self.to_withdraw:
             if unresolved[0].is_to_withdraw:
                 self.start_withdrawing(unresolved[0])
             else:
-                self.start_resolving([call for call in unresolved if not call.is_to_withdraw])
+                calls = [call for call in unresolved if not call.is_to_withdraw]
+                self.start_resolving(calls, are_overdue=False)
             self.run_all()
-        before = set(self.stage.look_up(HISTORY, id=self.business_id))
-        self.start(partial(allocate, [call.allocation for call in self.calls]), ignore, do_nothing)
-        self.run_all()
-        assert set(self.stage.look_up(HISTORY, id=self.business_id)) == before, "a late copy was carried out"
+        late_s = self.stage.now_s
+        # A refusal that is told while there is one copy rests on the broker, which delivers at most once.
+        certain = [
+            call
+            for exchange in self.exchanges
+            for call in exchange.calls
+            if call.answer in ANSWERED_201 | ANSWERED_500 or (call.answer is not None and len(exchange.copies) > 1)
+        ]
+        for now_s, calls in ((1, certain), (late_s, self.calls)):
+            self.stage.set_clock(now_s)
+            before = set(self.stage.look_up(HISTORY, id=self.business_id))
+            self.start(partial(allocate, [call.allocation for call in calls]), ignore, do_nothing)
+            self.run_all()
+            after = set(self.stage.look_up(HISTORY, id=self.business_id))
+            assert after == before, f"a late copy was carried out at {now_s} s"
 
     def check_answers(self) -> None:
         rows = self.stage.look_up(STANDING, id=self.business_id)
@@ -393,17 +449,23 @@ class ResolveProtocol(RuleBasedStateMachine):
             job = partial(allocate_and_wait, [call.allocation for call in copy.calls])
         return self.start(job, reply, lost, is_pipelined=is_pipelined)
 
-    def start_resolving(self, calls: list[Call]) -> Actor:
+    def start_resolving(self, calls: list[Call], *, are_overdue: bool) -> Actor:
+        owned = [call for call in calls if not call.is_dead]
+
         def resolved(found: Resolution) -> None:
             lost()
             for call in calls:
                 id_ = call.allocation.id
+                if call in owned and call.is_dead:
+                    continue  # the process that asked is no more
                 if id_ in found.never:
                     call.tell(call.refusal or Outcome.EXPIRED)
                     call.is_resolved = True
+                elif id_ in found.withdrawn:
+                    call.is_resolved = True
                 elif id_ in found.committed:
                     call.tell(found.committed[id_])
-                    call.is_to_withdraw = call.answer is Outcome.FAILED
+                    call.is_to_withdraw = call.is_given_up
                     call.is_resolved = not call.is_to_withdraw
 
         def lost() -> None:
@@ -412,11 +474,15 @@ class ResolveProtocol(RuleBasedStateMachine):
 
         for call in calls:
             call.is_handed_over = call.is_being_resolved = True
-        return self.start(partial(resolve, [call.allocation for call in calls]), resolved, lost)
+        job = partial(resolve, [call.allocation for call in calls], are_overdue)
+        return self.start(job, resolved, lost)
 
     def start_withdrawing(self, call: Call) -> Actor:
+        is_owned = not call.is_dead
+
         def withdrawn(_: bool) -> None:
-            call.is_being_resolved, call.is_resolved = False, True
+            call.is_being_resolved = False
+            call.is_resolved = not (is_owned and call.is_dead)
 
         def lost() -> None:
             call.is_being_resolved = False
@@ -469,7 +535,15 @@ class ResolveProtocol(RuleBasedStateMachine):
 
     @property
     def unanswered(self) -> list[Call]:
-        return [call for call in self.calls if call.answer is None and not call.is_gone]
+        return [call for call in self.calls if call.answer is None and not call.is_dead and not call.is_given_up]
+
+    @property
+    def to_record(self) -> list[Call]:
+        return [call for call in self.calls if call.is_given_up and not call.is_recorded and not call.is_dead]
+
+    @property
+    def to_answer_500(self) -> list[Call]:
+        return [call for call in self.calls if call.is_recorded and call.answer is None and not call.is_dead]
 
     @property
     def unresolved(self) -> list[Call]:
@@ -524,8 +598,8 @@ def allocate_where_free(allocations: Sequence[Allocation], connection: Connectio
     return statements.allocate_where_free(connection, HASH_SECRET, allocations)
 
 
-def resolve(allocations: Sequence[Allocation], connection: Connection) -> Resolution:
-    return resolution.resolve(connection, allocations)
+def resolve(allocations: Sequence[Allocation], are_overdue: bool, connection: Connection) -> Resolution:
+    return resolution.resolve(connection, allocations, are_overdue=are_overdue)
 
 
 def withdraw(allocation: Allocation, connection: Connection) -> bool:

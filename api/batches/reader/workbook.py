@@ -20,7 +20,7 @@ from api.batches.reader.csv_table import HEADER_ROWS_MAX
 from api.batches.reader.mistakes import FileMistakeError, Reason
 from api.batches.reader.workbook_marks import Marks, parse_xml, read_marks
 
-UNPACKED_MAX_BYTES = 160 * 2**20
+UNPACKED_MAX_BYTES = 96 * 2**20
 """What the parts of a workbook that are read may have unpacked."""
 _PARTS_MAX = 2_000
 _SHEETS_MAX = 50

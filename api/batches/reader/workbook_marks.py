@@ -9,7 +9,7 @@ from xml.parsers import expat
 from api.batches.reader.mistakes import FileMistakeError, Reason
 
 COLUMNS_MAX = 16_384
-CELLS_MAX = 12_000_000
+CELLS_MAX = 4_000_000
 """A sheet of more cells, empty ones between others included, is not read: each takes memory."""
 
 _CHECK_TIME_EVERY_BYTES = 1 << 20

@@ -16,6 +16,7 @@ from api.cli.doctor.broker import examine_broker
 from api.cli.doctor.database import check_database
 from api.cli.doctor.disk import check_disk
 from api.cli.doctor.findings import Finding, Status
+from api.cli.doctor.in_doubt import check_in_doubt
 from api.cli.doctor.redis import check_redis
 from api.cli.doctor.standbys import WAITING_COMMITS
 from api.cli.doctor.workers import check_beat, check_queues
@@ -128,6 +129,7 @@ def _check_all(settings: Settings, url: str | None, data_dir: Path | None) -> It
         reason = "not tried, because Redis or the broker is out of reach"
         yield from (Finding(name, Status.SKIPPED, reason) for name in ("worker", "batches worker", "beat"))
     celery.close()
+    yield from check_in_doubt(settings)
     if url:
         yield check_api(url)
     if data_dir is not None:

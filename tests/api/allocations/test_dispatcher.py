@@ -7,6 +7,7 @@ import socket
 from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -29,6 +30,7 @@ from core.parties import businesses
 from core.settings.loader import Settings
 from tests.servers import HASH_SECRET, Account, open_account, run_valkey, verify_books
 from workers.app import QUEUE, create_celery
+from workers.in_doubt import open_records
 from workers.locks import BusinessLocks
 from workers.patience import Patience
 from workers.tasks.allocations import GroupProcessor
@@ -37,6 +39,7 @@ from workers.tasks.allocations import GroupProcessor
 pytestmark = pytest.mark.filterwarnings("ignore:Call to deprecated setex:DeprecationWarning")
 
 CODEC = GroupCodec(HASH_SECRET.encode())
+STATE_DIR = TemporaryDirectory(prefix="payouts-state-")
 WAIT_S = 20
 
 
@@ -118,6 +121,7 @@ def settings(valkey: EmbeddedValkey, database_url: str) -> Settings:
 
 def make_settings(redis_url: str, broker_url: str, database_url: str, **others: Any) -> Settings:
     values: dict[str, Any] = {"resend_after_s": 0.2, "reply_timeout_s": 1.0, "resolve_timeout_s": 5.0} | others
+    values.setdefault("state_dir", STATE_DIR.name)
     return Settings(
         redis_url=redis_url, broker_url=broker_url, database_url=database_url, hash_secret=HASH_SECRET, **values
     )
@@ -139,7 +143,8 @@ async def dispatching(settings: Settings, database: Database) -> AsyncIterator[D
     publisher = Publisher(create_celery(settings), CODEC, prefix, threads=4)
     async with AsyncRedis.from_url(settings.redis_url) as client:
         replies = Replies(client, CODEC, prefix)
-        resolver = Resolver(database, timeout_s=settings.resolve_timeout_s)
+        records = open_records(settings)
+        resolver = Resolver(database, records, timeout_s=settings.resolve_timeout_s)
         dispatcher = Dispatcher(settings, clock, publisher, replies, resolver)
         await asyncio.to_thread(clock.measure)
         background = [asyncio.create_task(work) for work in (replies.listen(), dispatcher.sweep())]
@@ -153,6 +158,8 @@ async def dispatching(settings: Settings, database: Database) -> AsyncIterator[D
                 for task in unfinished:
                     task.cancel()
                 _, unfinished = await asyncio.wait(unfinished, timeout=0.2)
+            await resolver.close()
+            records.close()
             publisher.close()
 
 

@@ -14,7 +14,7 @@ import pytest
 import sqlalchemy as sa
 
 from api.resources.query_parameters import batches_cursor, results_cursor, users_cursor
-from core.batches import acceptance, payment, reading
+from core.batches import acceptance, payment, reading, release
 from core.batches.acceptance import Accepted, Sorting, Submission
 from core.batches.payout_batch import BatchRow
 from core.credentials import KeyKind
@@ -108,6 +108,7 @@ def accept_unsent(system: System, account: Account, *rows: BatchRow) -> UUID:
         assert isinstance(sorting, Sorting)
         acceptance.load_rows(connection, HASH_SECRET, submission, batch_id, sorting)
         assert isinstance(acceptance.accept(connection, submission, batch_id, sorting), Accepted)
+        assert release.release(connection, account.business.id, batch_id) is not None
         set_payouts_enabled(connection, account.business.id, enabled=False)
     return batch_id
 

@@ -9,6 +9,7 @@ import sqlalchemy as sa
 
 from api.batches.intake import BatchIntake
 from api.batches.reader.files import FileFormat
+from api.batches.releasing import BatchReleaser
 from api.web.authentication import Identity
 from api.web.errors import TooManyWaitingError
 from core.database.connection import Database
@@ -16,6 +17,7 @@ from core.settings.loader import load_settings
 from tests.core.builders import HASH_SECRET, run_sql
 from tests.servers import Account, Servers, open_account, verify_books
 from workers.app import create_celery
+from workers.in_doubt import InDoubtRecords
 
 BODY = b"email,amount\r\na@example.com,1\r\nb@example.com,2\r\n"
 
@@ -34,22 +36,24 @@ def environment(servers: Servers, database_url: str) -> dict[str, str]:
     }
 
 
-def make_intake(database: Database, environment: dict[str, str], timeout_s: float) -> Iterator[BatchIntake]:
+def make_intake(
+    database: Database, records: InDoubtRecords, environment: dict[str, str], timeout_s: float
+) -> Iterator[BatchIntake]:
     celery = create_celery(load_settings(environment))
-    opened = BatchIntake(database, celery, HASH_SECRET, timeout_s=timeout_s)
+    opened = BatchIntake(database, BatchReleaser(database, celery, records), HASH_SECRET, timeout_s=timeout_s)
     yield opened
     opened.close()
     celery.close()
 
 
 @pytest.fixture
-def intake(database: Database, environment: dict[str, str]) -> Iterator[BatchIntake]:
-    yield from make_intake(database, environment, 30)
+def intake(database: Database, records: InDoubtRecords, environment: dict[str, str]) -> Iterator[BatchIntake]:
+    yield from make_intake(database, records, environment, 30)
 
 
 @pytest.fixture
-def hasty_intake(database: Database, environment: dict[str, str]) -> Iterator[BatchIntake]:
-    yield from make_intake(database, environment, 0)
+def hasty_intake(database: Database, records: InDoubtRecords, environment: dict[str, str]) -> Iterator[BatchIntake]:
+    yield from make_intake(database, records, environment, 0)
 
 
 def accept(intake: BatchIntake, payer: Account) -> object:

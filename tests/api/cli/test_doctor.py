@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 from redis import Redis
 
+from api.cli.doctor.standbys import Standbys, find_lossy_failover
 from api.local.valkey import EmbeddedValkey
 from tests.servers import HASH_SECRET, Parts, Servers, System, run_system, run_valkey
 
 PAYOUTS = str(Path(sys.executable).with_name("payouts"))
-NAMES = ["settings", "database", "schema", "clocks", "durability", "connections", "redis", "redis memory", "broker",
-         "worker", "batches worker", "beat"]  # fmt: skip
+NAMES = ["settings", "database", "schema", "clocks", "durability", "connections", "roles", "redis", "redis memory",
+         "broker", "worker", "batches worker", "beat", "state folder", "in doubt"]  # fmt: skip
 
 
 class Report:
@@ -191,3 +192,29 @@ def test_without_anything_it_says_what_is_missing(tmp_path: Path) -> None:
     assert "PAYOUTS_DATABASE_URL is not set" in done.stdout
     assert done.stderr == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_role_that_owns_the_tables_is_a_warning(system: System) -> None:
+    report = examine(system)
+    assert report.status_of("roles") == "warning"
+    assert "can rewrite the history" in report["roles"]["text"]
+    assert "PAYOUTS_MIGRATION_DATABASE_URL" in report["roles"]["fix"]
+
+
+@pytest.mark.parametrize(
+    ("standbys", "is_warned_of"),
+    [
+        (Standbys("", [], 0, 0), False),
+        (Standbys("", ["replica"], 0, 0), True),
+        (Standbys("", [None], 0, 0), True),
+        (Standbys("replica", ["replica"], 0, 0), False),
+        (Standbys("ANY 1 (a, b)", ["a", "backup"], 0, 0), False),
+    ],
+)
+def test_standbys_that_are_all_asynchronous_are_a_warning(standbys: Standbys, is_warned_of: bool) -> None:
+    finding = find_lossy_failover(standbys)
+    assert (finding is not None) == is_warned_of
+    if finding is not None:
+        assert finding.status == "warning"
+        assert "a failover loses the last ones" in finding.text
+        assert "payouts verify --against" in str(finding.fix)

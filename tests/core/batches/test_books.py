@@ -8,18 +8,21 @@ from random import Random
 import pytest
 
 from core.batches import reading
+from core.batches.acceptance import Accepted
 from core.batches.payout_batch import PayoutBatch, PayoutBatchError
 from core.database.connection import Database
 from core.parties.businesses import fund_business
 from tests.core.batch_builders import (
     assert_books_balance,
     cancel,
+    cancel_unreleased,
     find_stalled,
     make_rows,
     pay_all,
     pay_chunk,
     read_batch,
     read_business,
+    release_batch,
     switch_payouts,
     try_to_accept,
 )
@@ -33,7 +36,7 @@ from tests.servers import open_account
 
 @pytest.mark.parametrize("seed", range(3))
 def test_whatever_happens_at_once_the_books_balance(database: Database, seed: int) -> None:
-    """Threads accept, pay (also from stale rows, and dying), cancel, pay single calls, fund, disable and enable."""
+    """Threads accept, release, refuse, pay (also from stale rows, and dying), cancel, call, fund, switch."""
     accounts = [open_account(database, funds_cents=2_000), open_account(database, funds_cents=2_000)]
     random = Random(seed)  # noqa: S311 (a fixed sequence)
 
@@ -46,7 +49,15 @@ def test_whatever_happens_at_once_the_books_balance(database: Database, seed: in
     def submit(random: Random) -> None:
         rows = make_rows(*(random.randint(1, 60) for _ in range(random.randint(1, 25))), emails=5)
         key = random.choice([None, f"key {random.randint(0, 3)}"])
-        try_to_accept(database, random.choice(accounts), rows, key)
+        account = random.choice(accounts)
+        accepted = try_to_accept(database, account, rows, key)
+        if isinstance(accepted, Accepted) and random.random() < 0.9:  # or its process dies first
+            release_batch(database, accepted.batch)
+
+    def refuse(random: Random) -> None:
+        batch = pick_batch(random)
+        if batch is not None:
+            cancel_unreleased(database, batch)
 
     def pay(random: Random) -> None:
         batch = pick_batch(random)
@@ -87,6 +98,7 @@ def test_whatever_happens_at_once_the_books_balance(database: Database, seed: in
         *[submit] * 5,
         *[pay_one] * 4,
         die,
+        refuse,
         give_up,
         fund,
         switch,
@@ -110,6 +122,8 @@ def test_whatever_happens_at_once_the_books_balance(database: Database, seed: in
             for account in accounts
             for batch in reading.list_batches(connection, account.business.id, limit=1_000)
         ]
+    for batch in batches:
+        cancel_unreleased(database, batch)
     by_id = {batch.id: batch for batch in batches}
     for batch_id, first in find_stalled(database, *accounts):
         pay_all(database, by_id[batch_id], first, 7)

@@ -2,11 +2,14 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
+import sqlalchemy as sa
+
 from core.database.connection import Database
-from core.ledger import statements
-from core.ledger.resolution import Resolution
-from core.messages import Outcome
+from core.ledger import resolution, statements
+from core.ledger.resolution import Resolution, read_deadline_clock_us
+from core.messages import Allocation, Outcome
 from tests.core.builders import (
+    FAR_FUTURE_US,
     HASH_SECRET,
     UNKNOWN_ID,
     allocate,
@@ -70,9 +73,9 @@ def test_resolving_waits_for_a_worker_that_holds_the_row_and_sees_its_commit(sha
     with ThreadPoolExecutor() as threads:
         with shared_database.transaction() as connection:
             statements.allocate(connection, HASH_SECRET, [paid])
-            resolution = threads.submit(resolve, shared_database, paid)
+            resolving = threads.submit(resolve, shared_database, paid)
             wait_until_blocked(shared_database)
-        assert resolution.result() == Resolution({paid.id: Outcome.ALLOCATED}, set())
+        assert resolving.result() == Resolution({paid.id: Outcome.ALLOCATED}, set())
 
 
 def test_resolving_waits_for_a_worker_that_is_rolled_back(shared_database: Database) -> None:
@@ -81,10 +84,10 @@ def test_resolving_waits_for_a_worker_that_is_rolled_back(shared_database: Datab
     with ThreadPoolExecutor() as threads:
         with shared_database.transaction() as connection:
             statements.allocate(connection, HASH_SECRET, [lost])
-            resolution = threads.submit(resolve, shared_database, lost)
+            resolving = threads.submit(resolve, shared_database, lost)
             wait_until_blocked(shared_database)
             connection.rollback()
-        assert resolution.result() == Resolution({}, set())
+        assert resolving.result() == Resolution({}, set())
 
 
 def test_a_committed_allocation_can_be_taken_back(database: Database, payer: Account) -> None:
@@ -108,3 +111,69 @@ def test_a_replay_that_was_answered_500_is_no_longer_committed(database: Databas
     assert not withdraw(database, again)
     assert resolve(database, again).committed == {}
     assert read_payout_balance(database, payer.business.id) == payer.business.payout_balance - 100
+
+
+def test_what_is_resolved_as_never_is_not_paid_after_the_clock_was_set_back(database: Database, payer: Account) -> None:
+    missed = allocation_of(payer)  # by the database's clock its deadline is far away, as after a step back
+    assert resolve_overdue(database, missed) == Resolution({}, {missed.id})
+    assert allocate(database, missed) == [Outcome.EXPIRED]
+    assert resolve(database, missed) == Resolution({}, {missed.id})
+    assert read_payout_balance(database, payer.business.id) == payer.business.payout_balance
+
+
+def test_what_a_worker_found_expired_is_not_paid_after_the_clock_was_set_back(
+    database: Database, payer: Account
+) -> None:
+    missed = allocation_of(payer, deadline_us=database_now_us(database) - 1)
+    assert allocate(database, missed) == [Outcome.EXPIRED]
+    assert read_fence_us(database, payer) == missed.deadline_us
+
+
+def test_fence_refuses_its_own_business_up_to_its_deadline_and_nothing_else(database: Database, payer: Account) -> None:
+    other = open_account(database)
+    fenced = allocation_of(payer, deadline_us=FAR_FUTURE_US)
+    resolve_overdue(database, fenced)
+    equal, later = (allocation_of(payer, deadline_us=FAR_FUTURE_US + more_us) for more_us in (0, 1))
+    theirs = allocation_of(other, deadline_us=FAR_FUTURE_US)
+    assert allocate(database, equal, later, theirs) == [Outcome.EXPIRED, Outcome.ALLOCATED, Outcome.ALLOCATED]
+
+
+def test_fence_is_never_lowered(database: Database, payer: Account) -> None:
+    resolve_overdue(database, allocation_of(payer, deadline_us=FAR_FUTURE_US))
+    resolve_overdue(database, allocation_of(payer, deadline_us=1))
+    allocate(database, allocation_of(payer, deadline_us=1))
+    assert read_fence_us(database, payer) == FAR_FUTURE_US
+
+
+def test_allocation_that_was_paid_raises_no_fence(database: Database, payer: Account) -> None:
+    paid = allocation_of(payer)
+    allocate(database, paid)
+    assert resolve_overdue(database, paid) == Resolution({paid.id: Outcome.ALLOCATED}, set())
+    assert read_fence_us(database, payer) == 0
+
+
+def test_what_was_taken_back_is_told_apart_from_what_stands(database: Database, payer: Account) -> None:
+    paid = allocation_of(payer)
+    allocate(database, paid)
+    withdraw(database, paid)
+    assert resolve(database, paid) == Resolution({}, set(), {paid.id})
+
+
+def test_deadlines_count_from_behind_the_latest_fence(database: Database, payer: Account) -> None:
+    with database.transaction() as connection:
+        assert abs(read_deadline_clock_us(connection) - database_now_us(database)) < 60_000_000
+    resolve_overdue(database, allocation_of(payer, deadline_us=FAR_FUTURE_US))
+    resolve_overdue(database, allocation_of(open_account(database), deadline_us=FAR_FUTURE_US - 1))
+    with database.transaction() as connection:
+        assert read_deadline_clock_us(connection) == FAR_FUTURE_US
+
+
+def resolve_overdue(database: Database, *allocations: Allocation) -> Resolution:
+    with database.transaction() as connection:
+        return resolution.resolve(connection, allocations, are_overdue=True)
+
+
+def read_fence_us(database: Database, account: Account) -> int:
+    with database.transaction() as connection:
+        query = sa.text("SELECT fence_us FROM businesses WHERE id = :id")
+        return int(connection.execute(query, {"id": account.business.id}).scalar_one())
