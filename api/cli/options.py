@@ -130,12 +130,7 @@ def find_settings() -> Settings:
         SettingsError: some are missing or wrong.
 
     """
-    context = click.get_current_context()
-    assert context is not None  # noqa: S101 (a command runs)
-    data_dir: Path | None = context.params.get("data_dir")
-    if not _is_embedded(data_dir):
-        return load_settings()
-    return load_settings({**os.environ, **DataDir(data_dir or DEFAULT_DATA_DIR).read_settings()})
+    return load_settings({**os.environ, **_find_variables(_find_data_dir())})
 
 
 def find_hash_secret() -> bytes | None:
