@@ -67,6 +67,9 @@ OPEN_BUSINESS = """
     ), keys AS (
         INSERT INTO api_keys (business_id, id, kind, digest, last4)
         SELECT %(id)s, id, 'secret', uuid_send(id), '0000' FROM unnest(%(api_key_ids)s::uuid[]) AS id
+    ), origin AS (
+        INSERT INTO main_transactions (business_id, id, type, amount, balance_after)
+        VALUES (%(id)s, %(id)s, 'external', %(funds)s, 0)
     )
     INSERT INTO payout_transactions (business_id, id, type, amount, payout_balance_after)
     VALUES (%(id)s, %(id)s, 'funding', %(funds)s, %(funds)s)
