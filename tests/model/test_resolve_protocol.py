@@ -67,6 +67,9 @@ OPEN_BUSINESS = """
     ), keys AS (
         INSERT INTO api_keys (business_id, id, kind, digest, last4)
         SELECT %(id)s, id, 'secret', uuid_send(id), '0000' FROM unnest(%(api_key_ids)s::uuid[]) AS id
+    ), origin AS (
+        INSERT INTO main_transactions (business_id, id, type, amount, balance_after)
+        VALUES (%(id)s, %(id)s, 'external', %(funds)s, 0)
     )
     INSERT INTO payout_transactions (business_id, id, type, amount, payout_balance_after)
     VALUES (%(id)s, %(id)s, 'funding', %(funds)s, %(funds)s)
@@ -164,12 +167,16 @@ class Copy:
     tries_left: int = 1
     replies: list[list[Outcome]] = field(default_factory=list)
     is_heard: bool = False
+    found_held: bool = False
+    """The worker wrote nothing, because another transaction held the business's row, and says so."""
 
     @property
     def may_come_twice(self) -> bool:
-        # The broker delivers at most once, and on that rests a refusal that is told while there is one copy.
+        # The broker delivers at most once, and on that rests a refusal that is told while there is one copy, besides
+        # those that found the business held.
         refused = any(call.answer is not None and call.answer not in ANSWERED_201 | ANSWERED_500 for call in self.calls)
-        return self.deliveries_left == 0 and len(self.exchange.copies) > 1 and not refused
+        copies = [copy for copy in self.exchange.copies if not copy.found_held]
+        return self.deliveries_left == 0 and len(copies) > 1 and self in copies and not refused
 
 
 @dataclass(eq=False)
@@ -247,7 +254,8 @@ class ResolveProtocol(RuleBasedStateMachine):
     def hear(self, index: int) -> None:
         copy, reply = pick(self.unheard, index)
         copy.is_heard = True
-        is_only_copy = len(copy.exchange.copies) == 1
+        others = [other for other in copy.exchange.copies if other is not copy]
+        is_only_copy = all(other.is_heard and other.found_held for other in others)
         for call, outcome in zip(copy.calls, reply, strict=True):
             note(f"call {self.calls.index(call)} hears {outcome}")
             if outcome is Outcome.FAILED:
@@ -286,11 +294,17 @@ class ResolveProtocol(RuleBasedStateMachine):
     # The workers
 
     @precondition(lambda self: self.undelivered and self.stage.free)
-    @rule(index=st.integers(0, 3), is_pipelined=st.booleans(), statements=STATEMENTS)
-    def deliver(self, index: int, is_pipelined: bool, statements: int) -> None:
+    @rule(
+        index=st.integers(0, 3),
+        is_pipelined=st.booleans(),
+        waits=st.sampled_from([True, True, True, False]),
+        statements=STATEMENTS,
+    )
+    def deliver(self, index: int, is_pipelined: bool, waits: bool, statements: int) -> None:
+        """Let a worker wait for the business's row, or go on where another one holds it."""
         copy = pick(self.undelivered, index)
         copy.deliveries_left -= 1
-        self.go_on(self.start_allocating(copy, is_pipelined=is_pipelined), statements)
+        self.go_on(self.start_allocating(copy, is_pipelined=is_pipelined, waits=waits), statements)
 
     # Everybody's transactions
 
@@ -418,7 +432,7 @@ class ResolveProtocol(RuleBasedStateMachine):
         note(f"actor {self.stage.actors.index(actor)} begins")
         return actor
 
-    def start_allocating(self, copy: Copy, *, is_pipelined: bool) -> Actor:
+    def start_allocating(self, copy: Copy, *, is_pipelined: bool, waits: bool = True) -> Actor:
         """Carry a copy out as workers do, or with time between the statements that they send at once."""
 
         def lost() -> None:
@@ -428,8 +442,15 @@ class ResolveProtocol(RuleBasedStateMachine):
             else:
                 copy.replies.append([Outcome.FAILED] * len(copy.calls))
 
-        job = partial(allocate, [call.allocation for call in copy.calls])
-        return self.start(job, copy.replies.append, lost, is_pipelined=is_pipelined)
+        def reply(found: tuple[list[Outcome], set[UUID]]) -> None:
+            outcomes, held = found
+            copy.found_held |= bool(held)
+            copy.replies.append(outcomes)
+
+        job = partial(allocate_where_free, [call.allocation for call in copy.calls])
+        if waits:
+            job = partial(allocate_and_wait, [call.allocation for call in copy.calls])
+        return self.start(job, reply, lost, is_pipelined=is_pipelined)
 
     def start_resolving(self, calls: list[Call], *, are_overdue: bool) -> Actor:
         owned = [call for call in calls if not call.is_dead]
@@ -570,6 +591,14 @@ class ResolveProtocol(RuleBasedStateMachine):
 
 def allocate(allocations: Sequence[Allocation], connection: Connection) -> list[Outcome]:
     return statements.allocate(connection, HASH_SECRET, allocations)
+
+
+def allocate_and_wait(allocations: Sequence[Allocation], connection: Connection) -> tuple[list[Outcome], set[UUID]]:
+    return allocate(allocations, connection), set()
+
+
+def allocate_where_free(allocations: Sequence[Allocation], connection: Connection) -> tuple[list[Outcome], set[UUID]]:
+    return statements.allocate_where_free(connection, HASH_SECRET, allocations)
 
 
 def resolve(allocations: Sequence[Allocation], are_overdue: bool, connection: Connection) -> Resolution:
