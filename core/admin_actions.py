@@ -4,6 +4,7 @@ Each function runs inside the caller's transaction, but `accept_invitation`, whi
 touches nothing of another one.
 """
 
+from dataclasses import asdict
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -15,6 +16,8 @@ from core.batches.payout_batch import PayoutBatch
 from core.credentials import KeyKind
 from core.database.connection import Database
 from core.ids import IdKind, format_id
+from core.ledger import day_sums
+from core.ledger.day_sums import Difference
 from core.parties import api_keys, businesses, invitations, members, payout_users
 from core.parties.accounts import Account
 from core.parties.api_keys import ApiKey, NoSuchApiKeyError
@@ -83,6 +86,14 @@ def set_low_balance_threshold(
     details = {"threshold": threshold_cents}
     record(connection, business_id, actor, Action.LOW_BALANCE_THRESHOLD_SET, details=details)
     return changed
+
+
+def recount_sums(connection: Connection, actor: Actor, business_id: UUID) -> list[Difference]:
+    """Have the sums by day counted anew; return which were wrong. The log keeps what they were."""
+    differences = day_sums.forget_sums(connection, business_id)
+    details = {"differences": [asdict(each) | {"day": each.day.isoformat()} for each in differences]}
+    record(connection, business_id, actor, Action.SUMS_RECOUNTED, details=details)
+    return differences
 
 
 def create_api_key(

@@ -54,3 +54,13 @@ def payout_hash(hash_secret: bytes, business_id: UUID, normalised_email: str) ->
 def email_digest(hash_secret: bytes, normalised_email: str) -> str:
     """Return a short name for a user in logs; without the hash secret, no list of e-mails finds it."""
     return hmac.digest(hash_secret, b"email in logs\0" + normalised_email.encode(), "sha256")[:6].hex()
+
+
+def seal_key(hash_secret: bytes) -> bytes:
+    """Derive the key that seals the history; it reveals nothing of the hash secret."""
+    return hmac.digest(hash_secret, b"payouts seal\0", "sha256")
+
+
+def head_key(hash_secret: bytes) -> bytes:
+    """Derive the key that signs the head of the history."""
+    return hmac.digest(hash_secret, b"payouts head\0", "sha256")

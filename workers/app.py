@@ -15,10 +15,12 @@ NAMES_HEADER = "names"
 PAY_CHUNK_TASK = "payouts.pay_batch_chunk"
 FIND_STALLED_TASK = "payouts.find_stalled_batches"
 SUM_DAYS_TASK = "payouts.sum_days"
+SEAL_TASK = "payouts.seal"
 VERIFY_TASK = "payouts.verify_books"
 FINISH_IN_DOUBT_TASK = "payouts.finish_in_doubt"
 BATCHES_QUEUE = "batches"
 SUM_DAYS_EVERY_S = 15.0
+SEAL_EVERY_S = 5.0
 PERIODIC_RUN_KEY = "payouts:periodic-task-ran"
 """In Redis while the periodic task runs as often as it should."""
 RESULT_KEY_PREFIX = "celery-task-meta-"
@@ -58,7 +60,7 @@ def create_celery(settings: Settings) -> Celery:
         task_default_queue=QUEUE,
         task_routes={
             task: {"queue": BATCHES_QUEUE}
-            for task in (PAY_CHUNK_TASK, FIND_STALLED_TASK, SUM_DAYS_TASK, VERIFY_TASK, FINISH_IN_DOUBT_TASK)
+            for task in (PAY_CHUNK_TASK, FIND_STALLED_TASK, SUM_DAYS_TASK, SEAL_TASK, VERIFY_TASK, FINISH_IN_DOUBT_TASK)
         },
         beat_schedule=_periodic_tasks(settings),
         # The schedule is fixed, so nothing needs to be remembered in a file.
@@ -87,6 +89,7 @@ def _periodic_tasks(settings: Settings) -> dict[str, dict[str, object]]:
             "options": options,
         },
         "sum days": {"task": SUM_DAYS_TASK, "schedule": SUM_DAYS_EVERY_S, "options": options},
+        "seal": {"task": SEAL_TASK, "schedule": SEAL_EVERY_S, "options": options},
     }
     if settings.verify_every_s:
         # More often than it is done: whoever gets the task knows when that was last, and beat forgets it at each start.

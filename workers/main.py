@@ -28,6 +28,7 @@ from workers.servers import open_redis
 from workers.startup import wait_for_servers
 from workers.tasks.allocations import GroupProcessor, register_tasks
 from workers.tasks.batches import PayoutBatchWorker, register_batch_tasks
+from workers.tasks.chain import SEALING_TIMEOUT_S, HistorySealer, register_seal_task
 from workers.tasks.day_sums import DaySummer, register_day_sum_tasks
 from workers.tasks.in_doubt import InDoubtWorker, register_in_doubt_task
 from workers.tasks.verification import BooksVerifier, register_verification_task
@@ -55,6 +56,9 @@ def create_worker(settings: Settings) -> Celery:
     register_day_sum_tasks(celery, DaySummer(database))
     in_doubt = InDoubtWorker(database, open_records(settings), overdue_after_s=settings.reply_timeout_s)
     register_in_doubt_task(celery, in_doubt)
+    # Looking for what is new may take longer than a payment may; it locks no row that a payment needs.
+    sealing = Database.from_settings(settings, transaction_timeout_s=SEALING_TIMEOUT_S, pool_size=1)
+    register_seal_task(celery, HistorySealer(sealing, settings.hash_secret_bytes))
     return celery
 
 

@@ -5,7 +5,7 @@ import rich_click as click
 from api.cli.batches import batch
 from api.cli.businesses import business
 from api.cli.keys import key
-from api.cli.ledger import migrate, verify
+from api.cli.ledger import head, migrate, verify
 from api.cli.members import member
 from api.cli.resolve import resolve
 from api.cli.users import user
@@ -19,4 +19,5 @@ COMMANDS: dict[str, click.Command] = {
     "member": member,
     "verify": verify,
     "resolve": resolve,
+    "head": head,
 }

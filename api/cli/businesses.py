@@ -1,6 +1,7 @@
 """The commands for businesses: creating, showing, switching and funding them."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 from uuid import UUID
 
@@ -17,7 +18,6 @@ from core import admin_actions
 from core.credentials import KeyKind, Mode
 from core.database.connection import Database
 from core.ids import IdKind, format_id
-from core.ledger.day_sums import forget_sums
 from core.money import BALANCE_MAX_CENTS, format_dollars
 from core.parties import api_keys, businesses
 from core.parties.audit import COMMAND_LINE
@@ -163,12 +163,23 @@ def business_deposit(business_ref: str, amount_cents: int, *, database: Database
 @click.argument("business_ref", metavar="BUSINESS")
 @admin_options
 def business_recount(business_ref: str, *, database: Database, as_json: bool) -> None:
-    """Count the dashboard's sums by day again. Use it when `payouts verify` finds them wrong."""
+    """Count the dashboard's sums by day again. The audit log keeps what they were.
+
+    If `payouts verify` finds a sum wrong, find out first which of the two was changed: the sum or the history.
+    """
     with database.transaction() as connection:
         found = find_business(connection, business_ref)
-        forget_sums(connection, found.id)
-    lines = ["The workers count anew; until they have, the dashboard reads the history itself."]
-    print_document(_business_document(found), lines, as_json=as_json)
+        differences = admin_actions.recount_sums(connection, COMMAND_LINE, found.id)
+    lines = [
+        f"{each.day} {each.type}: kept were {each.kept_count} rows of {each.kept_amount} cents, and the history has "
+        f"{each.count} of {each.amount}"
+        for each in differences
+    ]
+    lines.append("The workers count anew; until they have, the dashboard reads the history itself.")
+    document = _business_document(found) | {
+        "differences": [asdict(each) | {"day": each.day.isoformat()} for each in differences]
+    }
+    print_document(document, lines, as_json=as_json)
 
 
 def _describe_business(each: Business) -> list[str]:

@@ -25,6 +25,8 @@ from core.parties.businesses import Business, BusinessError
 from core.settings.loader import (
     Settings,
     load_database_url,
+    load_hash_secret,
+    load_migration_database_url,
     load_settings,
     load_startup_timeout_s,
     warn_of_doubtful_variables,
@@ -68,13 +70,16 @@ def patient_admin_options(command: Callable[..., None]) -> Callable[..., None]:
     return _add_options(command, None, exit_code=2)
 
 
-def waiting_admin_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the same to a command that is run while servers start, and waits for the database that a variable names."""
-    return _add_options(command, None, waits=True)
+def migrating_admin_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the same to a command that is run while servers start, and waits for the database that a variable names.
+
+    It has the database by the URL for migrations, where that is set.
+    """
+    return _add_options(command, None, migrates=True)
 
 
 def _add_options(
-    command: Callable[..., None], transaction_timeout_s: float | None, *, waits: bool = False, exit_code: int = 1
+    command: Callable[..., None], transaction_timeout_s: float | None, *, migrates: bool = False, exit_code: int = 1
 ) -> Callable[..., None]:
     @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
     @click.option(
@@ -86,9 +91,9 @@ def _add_options(
     @wraps(command)
     def wrapper(*args: Any, data_dir: Path | None, **kwargs: Any) -> None:
         Logs.configure_command(os.environ.get(variable_name("log_format"), ""))
-        with _open_database(data_dir, transaction_timeout_s) as database:
+        with _open_database(data_dir, transaction_timeout_s, migrates=migrates) as database:
             try:
-                if waits and not _is_embedded(data_dir):
+                if migrates and not _is_embedded(data_dir):
                     wait_until_reachable(database, load_startup_timeout_s())
                 command(*args, database=database, **kwargs)
             except sa.exc.SQLAlchemyError as error:
@@ -104,17 +109,16 @@ def _add_options(
     return wrapper
 
 
-def _open_database(data_dir: Path | None, transaction_timeout_s: float | None) -> Database:
+def _open_database(data_dir: Path | None, transaction_timeout_s: float | None, *, migrates: bool) -> Database:
     warn_of_doubtful_variables()
-    variables: Mapping[str, str] = os.environ
-    url = load_database_url()
-    if data_dir is not None or not url:
+    variables = _find_variables(data_dir)
+    url = load_database_url(variables)
+    if not url:
         path = data_dir or DEFAULT_DATA_DIR
-        variables = DataDir(path).read_settings()
-        url = load_database_url(variables)
-        if not url:
-            text = f"{path} holds no database yet: run `payouts up --data-dir {path}`, or set {_DATABASE_URL}"
-            raise DataDirError(text)
+        text = f"{path} holds no database yet: run `payouts up --data-dir {path}`, or set {_DATABASE_URL}"
+        raise DataDirError(text)
+    if migrates and (migration_url := load_migration_database_url(variables)):
+        return Database(migration_url, transaction_timeout_s=transaction_timeout_s)
     pooler = variables.get(_DATABASE_POOLER, "").strip()
     return Database(url, transaction_timeout_s=transaction_timeout_s, pooler=pooler)
 
@@ -126,12 +130,29 @@ def find_settings() -> Settings:
         SettingsError: some are missing or wrong.
 
     """
+    return load_settings({**os.environ, **_find_variables(_find_data_dir())})
+
+
+def find_hash_secret() -> bytes | None:
+    """Return the hash secret of the installation whose database the command has; None where it is not set."""
+    return load_hash_secret(_find_variables(_find_data_dir()))
+
+
+def find_runtime_url() -> str | None:
+    """Return the URL by which the processes reach the database, where another one is for migrations."""
+    variables = _find_variables(_find_data_dir())
+    return load_database_url(variables) if load_migration_database_url(variables) else None
+
+
+def _find_data_dir() -> Path | None:
     context = click.get_current_context()
     assert context is not None  # noqa: S101 (a command runs)
     data_dir: Path | None = context.params.get("data_dir")
-    if not _is_embedded(data_dir):
-        return load_settings()
-    return load_settings({**os.environ, **DataDir(data_dir or DEFAULT_DATA_DIR).read_settings()})
+    return data_dir
+
+
+def _find_variables(data_dir: Path | None) -> Mapping[str, str]:
+    return DataDir(data_dir or DEFAULT_DATA_DIR).read_settings() if _is_embedded(data_dir) else os.environ
 
 
 def find_own_url() -> str | None:

@@ -1,7 +1,7 @@
 """Payout batches: a file is uploaded, checked and shown, and only then accepted; then its progress and its rows."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -49,7 +49,7 @@ from api.web.responses import INSUFFICIENT_BALANCE, PAYOUTS_DISABLED, HttpRespon
 from core import admin_actions
 from core.batches import reading
 from core.batches.acceptance import ReferencesReused, Submission
-from core.batches.payout_batch import BODY_MAX_BYTES, ROWS_MAX, BatchStatus, PayoutBatch
+from core.batches.payout_batch import BODY_MAX_BYTES, ROWS_MAX, BatchRow, BatchStatus, PayoutBatch
 from core.batches.preview import DASHBOARD_KEY_PREFIX, PAYMENTS_LOOKED_AT_MAX, Preview
 from core.batches.reading import BatchResult
 from core.ids import IdKind, format_id, new_id, parse_id
@@ -217,9 +217,12 @@ class _Taking:
         """Show what a file would do."""
         session = await self._pages.find_session(request)
         upload = await self._find(session, upload_id) if session else None
-        outlook = None
+        outlook: Preview | Refusal | ReferencesReused | None = None
+        rows: Sequence[BatchRow] = ()
         if upload is not None and upload.batch_id is None:
-            outlook = await self._intake.preview_submission(await self._submission_of(upload))
+            submission = await self._submission_of(upload)
+            rows = submission.rows
+            outlook = await self._intake.preview_submission(submission)
 
         def work(_: Connection, visit: Visit) -> Answer:
             if upload is None or upload.business_id != visit.business.id:
@@ -230,7 +233,8 @@ class _Taking:
             values = {
                 "upload": upload,
                 "outlook": outlook if isinstance(outlook, Preview) else None,
-                "refused": _explain(outlook) if isinstance(outlook, ReferencesReused) else None,
+                "refused": _explain(outlook, rows) if isinstance(outlook, ReferencesReused) else None,
+                "rows": rows,
                 "looked_at": PAYMENTS_LOOKED_AT_MAX,
                 "to_pay": to_pay,
                 "balance_after": visit.business.payout_balance - to_pay,
@@ -261,7 +265,7 @@ class _Taking:
         submission = await self._submission_of(upload)
         accepted = await self._intake.accept_submission(submission, record)
         if isinstance(accepted, Refusal | ReferencesReused):
-            text = _explain(accepted)
+            text = _explain(accepted, submission.rows)
             refused = Redirect(f"{visit.base}/batches/uploads/{upload_id}", text, is_error=True)
             return await self._pages.answer(request, session, visit, refused)
         await self._remember(session, upload.become(accepted.batch.id))
@@ -345,15 +349,15 @@ class _Taking:
             logger.warning("an accepted upload was not noted: %s", type(error).__name__)
 
 
-def _explain(refused: Refusal | ReferencesReused) -> str:
+def _explain(refused: Refusal | ReferencesReused, rows: Sequence[BatchRow]) -> str:
     if isinstance(refused, Refusal):
         return _TEXT_BY_REFUSAL.get(refused.error, refused.error)
     count = len(refused.rows)
-    named = ", ".join(f"{row + 1:,}" for row in refused.rows[:_ROWS_NAMED_MAX])
+    named = ", ".join(str(rows[row].reference) for row in refused.rows[:_ROWS_NAMED_MAX])
     more = f" and {count - _ROWS_NAMED_MAX:,} more" if count > _ROWS_NAMED_MAX else ""
     return (
-        f"Nothing was accepted: a reference names one payment, and those of the rows {named}{more} were used before "
-        "for another e-mail or amount."
+        "Nothing was accepted: a reference names one payment, and these were used before for another e-mail or amount: "
+        f"{named}{more}."
     )
 
 

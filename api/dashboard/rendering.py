@@ -25,6 +25,7 @@ _ACTIONS: dict[str, str] = {
     Action.KEYS_REQUIRED: "Required keys",
     Action.KEYS_NOT_REQUIRED: "Stopped requiring keys",
     Action.LOW_BALANCE_THRESHOLD_SET: "Set the low-balance warning",
+    Action.SUMS_RECOUNTED: "Had the sums by day counted anew",
     Action.KEY_CREATED: "Created a key",
     Action.KEY_ROLLED: "Rolled a key",
     Action.KEY_REVOKED: "Revoked a key",

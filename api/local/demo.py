@@ -49,14 +49,23 @@ def prepare_database(settings: Settings, data_dir: DataDir, is_to_end: Callable[
 
     """
     try:
+        _migrate(settings, is_to_end)
         with Database(settings.database_url, transaction_timeout_s=None, pooler=settings.database_pooler) as database:
-            wait_until_reachable(database, settings.startup_timeout_s, is_to_end)
-            migrate(database)
             demo, key = _find_or_make_demo(database, data_dir)
             return DemoAccess(key, DEMO_EMAIL, _find_or_make_password(database, data_dir, demo))
     except SQLAlchemyError as error:
         text = f"the database of PAYOUTS_DATABASE_URL cannot be used: {describe_error(error)}"
         raise PreparationError(text) from None
+
+
+def _migrate(settings: Settings, is_to_end: Callable[[], bool]) -> None:
+    url, pooler = settings.database_url, settings.database_pooler
+    runtime_url = None
+    if settings.migration_database_url:
+        url, pooler, runtime_url = settings.migration_database_url, "", settings.database_url
+    with Database(url, transaction_timeout_s=None, pooler=pooler) as database:
+        wait_until_reachable(database, settings.startup_timeout_s, is_to_end)
+        migrate(database, runtime_url)
 
 
 def _find_or_make_demo(database: Database, data_dir: DataDir) -> tuple[Business, str]:

@@ -43,8 +43,12 @@ class EmbeddedPostgres:
 
     @property
     def url(self) -> str:
-        """The URL of its database `payouts`."""
-        return f"postgresql://postgres@/{_DATABASE}?host={quote(str(self._socket_dir), safe='')}"
+        """The URL of its database `payouts`, for its superuser."""
+        return self.url_as("postgres")
+
+    def url_as(self, role: str) -> str:
+        """Return the URL of its database `payouts` for another role; it asks for no password."""
+        return f"postgresql://{role}@/{_DATABASE}?host={quote(str(self._socket_dir), safe='')}"
 
     def start(self) -> str:
         """Start the server, creating its files where there are none, and return the URL."""

@@ -34,6 +34,8 @@ from core.startup import WaitingEndedError
 
 PROCFILE = Path(__file__).resolve().parents[2] / "Procfile"
 _DATABASE_URL = variable_name("database_url")
+_MIGRATION_DATABASE_URL = variable_name("migration_database_url")
+_RUNTIME_ROLE = "payouts_app"
 _REDIS_URL = variable_name("redis_url")
 _HASH_SECRET = variable_name("hash_secret")
 _LOG_FORMAT = variable_name("log_format")
@@ -176,7 +178,8 @@ def _start_servers(
     if _DATABASE_URL not in variables:
         postgres = EmbeddedPostgres(data_dir.path / "postgres")
         stack.callback(postgres.stop)
-        variables[_DATABASE_URL] = postgres.start()
+        variables[_MIGRATION_DATABASE_URL] = postgres.start()
+        variables[_DATABASE_URL] = postgres.url_as(_RUNTIME_ROLE)
         servers.append(postgres)
     return servers
 
@@ -190,7 +193,9 @@ def _process_environment(variables: dict[str, str], host: str, port: int) -> dic
         "PORT": str(port),
     }
     others = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
-    return {_LOG_FORMAT: "text"} | others | variables | own
+    # What owns the tables is no business of the processes.
+    needed = {name: value for name, value in variables.items() if name != _MIGRATION_DATABASE_URL}
+    return {_LOG_FORMAT: "text"} | others | needed | own
 
 
 def _wait_until_ready(base_url: str, supervisor: Supervisor, stop_asked: threading.Event) -> None:

@@ -616,6 +616,7 @@ _REFERENCE_FILTER: _Json = {
     "type": "string",
     "minLength": 1,
     "maxLength": REFERENCE_MAX_CHARACTERS,
+    "pattern": _REFERENCE["pattern"],
     "description": "As it was given, without white space around it",
 }
 _BOUND: _Json = {"type": "integer", "minimum": 0, "maximum": BALANCE_MAX_CENTS}

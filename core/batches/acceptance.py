@@ -29,6 +29,14 @@ from core.parties.businesses import lock_business
 _row_encoder = msgspec.msgpack.Encoder()
 
 
+def digest_rows(rows: Sequence[BatchRow]) -> bytes:
+    """Return the digest of a batch's rows, in whatever format they came."""
+    digest = hashlib.sha256()
+    for row in rows:  # all at once would take as much memory again
+        digest.update(_row_encoder.encode(row))
+    return digest.digest()
+
+
 @dataclass(frozen=True, slots=True)
 class Accepted:
     """A batch that is funded; `is_replay` where an earlier call with the same idempotency key did it."""
@@ -55,10 +63,7 @@ class Submission:
         cls, business_id: UUID, api_key_id: UUID | None, rows: Sequence[BatchRow], idempotency_key: str | None
     ) -> "Submission":
         """Make a submission; its digest tells whether another one with the same key is the same."""
-        digest = hashlib.sha256()
-        for row in rows:  # all at once would take as much memory again
-            digest.update(_row_encoder.encode(row))
-        return cls(business_id, api_key_id, rows, idempotency_key, digest.digest())
+        return cls(business_id, api_key_id, rows, idempotency_key, digest_rows(rows))
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from sqlalchemy import Connection
 from core.database.connection import Database, describe_error
 from core.startup import wait_until_ready
 
-REQUIRED_REVISION = "0008"
+REQUIRED_REVISION = "0009"
 """The newest migration. Later ones only add, so that processes of this version go on during an upgrade."""
 
 

@@ -8,6 +8,7 @@ from alembic.config import Config
 
 from core.database.connection import Database
 from core.database.revision import read_revision
+from core.database.roles import RuntimeRole, become_owner, grant
 
 LOCK_TIMEOUT_S = 10
 STATEMENT_TIMEOUT_S = 600
@@ -20,8 +21,11 @@ def _config() -> Config:
     return config
 
 
-def migrate(database: Database) -> str:
+def migrate(database: Database, runtime_url: str | None = None) -> str:
     """Run all missing migrations in one transaction; return the revision afterwards.
+
+    With the URL by which the processes reach the database, the tables belong to a role that nobody logs in as, and the
+    processes' role gets what it needs of them.
 
     The database must be opened without a transaction timeout. Two at once wait for each other; a table that
     is in use makes it fail after `LOCK_TIMEOUT_S` and not hold up everyone behind it.
@@ -31,6 +35,11 @@ def migrate(database: Database) -> str:
         connection.execute(sa.text(f"SET LOCAL statement_timeout = '{STATEMENT_TIMEOUT_S}s'"))
         connection.execute(sa.text("SELECT pg_advisory_xact_lock(:id)"), {"id": _ADVISORY_LOCK_ID})
         connection.execute(sa.text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_S}s'"))
+        runtime = None if runtime_url is None else RuntimeRole.of(runtime_url)
+        if runtime is not None:
+            become_owner(connection, runtime)
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
+        if runtime is not None:
+            grant(connection, runtime)
         return read_revision(connection)

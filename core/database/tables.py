@@ -39,6 +39,11 @@ def _timestamp(name: str, *, nullable: bool = False) -> Column[object]:
     return Column(name, TIMESTAMP(timezone=True), nullable=nullable, server_default=default)
 
 
+def _by_time(table: str) -> Index:
+    """For what seals new rows: where rows come in the order of time, such an index costs next to nothing."""
+    return Index(f"ix_{table}_created_at", "created_at", postgresql_using="brin")
+
+
 def _cents(name: str) -> Column[int]:
     return Column(name, BigInteger, nullable=False, server_default="0")
 
@@ -63,6 +68,8 @@ businesses = Table(
     Column("requires_keys", Boolean, nullable=False, server_default=sa.false()),
     # No allocation whose deadline (microseconds since 1970) is at or before it is ever paid.
     Column("fence_us", BigInteger, nullable=False, server_default="0"),
+    # Up to this number rows were numbered after they were written, by a migration or for workers of version 0.1.
+    Column("numbered_later", BigInteger, nullable=False, server_default="0"),
     CheckConstraint("mode IN ('live', 'test')", name="mode"),
     CheckConstraint("balance >= 0", name="balance"),
     CheckConstraint("payout_balance >= 0", name="payout_balance"),
@@ -198,6 +205,8 @@ claims = Table(
     _timestamp("created_at"),
     _timestamp("withdrawn_at", nullable=True),
     Index("ix_claims_business_id_transaction_id", "business_id", "transaction_id"),
+    _by_time("claims"),
+    Index("ix_claims_withdrawn_at", "withdrawn_at", postgresql_where=sa.text("withdrawn_at IS NOT NULL")),
 )
 
 payout_batches = Table(
@@ -236,6 +245,8 @@ payout_batches = Table(
         postgresql_where=sa.text("idempotency_key IS NOT NULL"),
     ),
     Index("ix_payout_batches_updated_at", "updated_at", postgresql_where=sa.text("finished_at IS NULL")),
+    _by_time("payout_batches"),
+    Index("ix_payout_batches_finished_at", "finished_at"),
 )
 
 # Rows are never updated: how many of them are paid, in their order, the batch tells.
@@ -335,9 +346,11 @@ audit_log = Table(
         unique=True,
         postgresql_where=sa.text("form_id IS NOT NULL"),
     ),
+    _by_time("audit_log"),
 )
 
-# What moved main balances. A transfer has the id of the `funding` by which the payout balance got it.
+# What moved main balances. A transfer has the id of the `funding` by which the payout balance got it. So has a row of
+# type `external`: that funding came from outside, and the main balance stayed as it was.
 main_transactions = Table(
     "main_transactions",
     metadata,
@@ -347,9 +360,10 @@ main_transactions = Table(
     Column("amount", BigInteger, nullable=False),
     Column("balance_after", BigInteger, nullable=False),
     _timestamp("created_at"),
-    CheckConstraint("type IN ('deposit', 'transfer')", name="type"),
+    CheckConstraint("type IN ('deposit', 'transfer', 'external')", name="type"),
     CheckConstraint("amount > 0", name="amount"),
     CheckConstraint("balance_after >= 0", name="balance_after"),
+    _by_time("main_transactions"),
 )
 
 # The history by day (UTC) and type, of all rows up to the number `last_sequence`.
@@ -376,4 +390,53 @@ payout_day_sums_progress = Table(
         server_default=sa.text("'9999-12-31 00:00:00+00'"),
     ),
     Column("last_sequence", BigInteger, nullable=False, server_default="0"),
+)
+
+# One row: which installation this is, for heads of its history that are kept elsewhere.
+installation = Table(
+    "installation",
+    metadata,
+    Column("is_here", Boolean, CheckConstraint("is_here", name="is_here"), primary_key=True, server_default=sa.true()),
+    Column("id", Uuid, nullable=False),
+    _timestamp("created_at"),
+)
+
+# A business's history in stretches of a thousand rows, each with a tag for each row and a digest that goes on from the
+# stretch before (`previous`). The last stretch grows. `earliest` and `latest` are times of its rows.
+history_seals = Table(
+    "history_seals",
+    metadata,
+    Column("business_id", Uuid, primary_key=True),
+    Column("first_sequence", BigInteger, primary_key=True, autoincrement=False),
+    Column("last_sequence", BigInteger, nullable=False),
+    Column("previous", LargeBinary, nullable=False),
+    Column("tags", LargeBinary, nullable=False),
+    Column("digest", LargeBinary, nullable=False),
+    Column("earliest", TIMESTAMP(timezone=True), nullable=False),
+    Column("latest", TIMESTAMP(timezone=True), nullable=False),
+    _timestamp("sealed_at"),
+)
+
+# Rows of other tables, numbered for each business in the order of their sealing; each digest goes on from the one
+# before. A row whose state changes, such as a key that is revoked, is sealed again: the newest seal counts.
+row_seals = Table(
+    "row_seals",
+    metadata,
+    Column("business_id", Uuid, primary_key=True),
+    Column("number", BigInteger, primary_key=True, autoincrement=False),
+    Column("kind", Text, nullable=False),
+    Column("row_id", Uuid, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("tag", LargeBinary, nullable=False),
+    Column("digest", LargeBinary, nullable=False),
+    _timestamp("sealed_at"),
+    Index("ix_row_seals_row", "business_id", "kind", "row_id", "number"),
+)
+
+# The time at which all rows of a kind were sealed that could be seen.
+seal_progress = Table(
+    "seal_progress",
+    metadata,
+    Column("kind", Text, primary_key=True),
+    Column("sealed_until", TIMESTAMP(timezone=True), nullable=False),
 )

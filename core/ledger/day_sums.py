@@ -34,6 +34,18 @@ class DaySum:
 
 
 @dataclass(frozen=True, slots=True)
+class Difference:
+    """A kept sum that is not what the history says; amounts in cents."""
+
+    day: date
+    type: str
+    kept_count: int
+    kept_amount: int
+    count: int
+    amount: int
+
+
+@dataclass(frozen=True, slots=True)
 class Due:
     """Businesses with rows to be summed: those with few, those with many, and the id to go on after."""
 
@@ -187,9 +199,33 @@ def sum_next(connection: Connection, business_id: UUID, rows_max: int = ROWS_AT_
     return bool(end < locked.written)
 
 
-def forget_sums(connection: Connection, business_id: UUID) -> None:
-    """Let the periodic task sum a business's history anew, from its beginning."""
+_DIFFERENCES = sa.text("""
+    SELECT day, type, COALESCE(kept.count, 0), COALESCE(kept.amount, 0), COALESCE(history.count, 0),
+        COALESCE(history.amount, 0)
+    FROM (SELECT * FROM payout_day_sums WHERE business_id = :business_id) AS kept
+    FULL JOIN (
+        SELECT (created_at AT TIME ZONE 'UTC')::date AS day, type, count(*) AS count, sum(amount) AS amount
+        FROM payout_transactions
+        WHERE business_id = :business_id AND amount > 0
+            AND sequence <= (SELECT last_sequence FROM payout_day_sums_progress WHERE business_id = :business_id)
+        GROUP BY 1, 2
+    ) AS history USING (day, type)
+    WHERE (kept.count, kept.amount) IS DISTINCT FROM (history.count, history.amount)
+    ORDER BY day, type
+    LIMIT 1000
+""")
+
+
+def forget_sums(connection: Connection, business_id: UUID) -> list[Difference]:
+    """Let the periodic task sum a business's history anew, from its beginning; return which sums were wrong."""
     is_own = payout_day_sums_progress.c.business_id == business_id
     connection.execute(sa.select(payout_day_sums_progress).where(is_own).with_for_update())
+    differences = [
+        Difference(day, type_, kept_count, int(kept_amount), count, int(amount))
+        for day, type_, kept_count, kept_amount, count, amount in connection.execute(
+            _DIFFERENCES, {"business_id": business_id}
+        )
+    ]
     connection.execute(payout_day_sums.delete().where(payout_day_sums.c.business_id == business_id))
     connection.execute(payout_day_sums_progress.delete().where(is_own))
+    return differences

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
 from uuid import UUID
 
@@ -99,6 +99,9 @@ def list_transactions(
         query = query.where(history.type == sa.literal_column(f"'{selection.type}'"))
     if selection.payout_user_id is not None:
         query = query.where(history.payout_user_id == selection.payout_user_id)
+    if selection.since is not None or selection.until is not None:
+        first, last = _read_bounds(connection, business_id, selection.since, selection.until)
+        query = query.where(history.sequence >= first, history.sequence <= last)
     if selection.since is not None:
         query = query.where(history.created_at >= selection.since)
     if selection.until is not None:
@@ -115,6 +118,44 @@ def list_transactions(
         query = query.where(history.sequence < _sequence_of(business_id, after))
     query = query.order_by(history.sequence.desc()).limit(limit)
     return list(_transactions(connection, query))
+
+
+# Each seal has the times of its rows, which may be in any order. Rows that are not sealed yet come last.
+_BOUNDS = sa.text("""
+    SELECT
+        COALESCE((
+            SELECT min(first_sequence) FROM history_seals WHERE business_id = :business_id AND latest >= :since
+        ), sealed + 1),
+        COALESCE((
+            SELECT sequence
+            FROM payout_transactions
+            WHERE business_id = :business_id AND amount > 0 AND sequence > sealed AND created_at < :until
+            ORDER BY sequence DESC
+            LIMIT 1
+        ), (
+            SELECT max(last_sequence) FROM history_seals WHERE business_id = :business_id AND earliest < :until
+        ), 0)
+    FROM (
+        SELECT COALESCE((
+            SELECT last_sequence FROM history_seals
+            WHERE business_id = :business_id
+            ORDER BY first_sequence DESC
+            LIMIT 1
+        ), 0) AS sealed
+    ) AS seals
+""")
+
+
+def _read_bounds(
+    connection: Connection, business_id: UUID, since: datetime | None, until: datetime | None
+) -> tuple[int, int]:
+    """Return two numbers outside of which no row has a time between these.
+
+    As values, they tell the planner how few rows there are; there is no index by time.
+    """
+    span = {"since": since or datetime.min.replace(tzinfo=UTC), "until": until or datetime.max.replace(tzinfo=UTC)}
+    first, last = connection.execute(_BOUNDS, span | {"business_id": business_id}).one()
+    return first, last
 
 
 def _payments_with(business_id: UUID, reference: str) -> sa.Select[tuple[UUID]]:

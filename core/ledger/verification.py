@@ -168,7 +168,7 @@ _MAIN_BALANCES = sa.text("""
     SELECT COALESCE(businesses.id, history.business_id), COALESCE(expected, 0), COALESCE(balance, 0)
     FROM businesses
     FULL JOIN (
-        SELECT business_id, SUM(CASE type WHEN 'transfer' THEN -amount ELSE amount END) AS expected
+        SELECT business_id, SUM(CASE type WHEN 'transfer' THEN -amount WHEN 'deposit' THEN amount END) AS expected
         FROM main_transactions
         GROUP BY business_id
     ) AS history ON history.business_id = businesses.id
@@ -181,7 +181,16 @@ _TRANSFERS = sa.text("""
     FROM main_transactions AS transfer
     LEFT JOIN payout_transactions AS funding ON funding.business_id = transfer.business_id
         AND funding.id = transfer.id AND funding.type = 'funding'
-    WHERE transfer.type = 'transfer' AND funding.amount IS DISTINCT FROM transfer.amount
+    WHERE transfer.type IN ('transfer', 'external') AND funding.amount IS DISTINCT FROM transfer.amount
+    ORDER BY 1
+""")
+
+_FUNDINGS = sa.text("""
+    SELECT funding.id, 0, funding.amount
+    FROM payout_transactions AS funding
+    LEFT JOIN main_transactions AS origin ON origin.business_id = funding.business_id
+        AND origin.id = funding.id AND origin.type IN ('transfer', 'external')
+    WHERE funding.type = 'funding' AND origin.id IS NULL
     ORDER BY 1
 """)
 
@@ -240,11 +249,12 @@ _RULES = [
     (IdKind.BATCH, _BATCH_ITEMS, "the payout batch's total and amount must be those of its rows"),
     (IdKind.TRANSACTION, _BATCH_ROWS, "a paid row of a payout batch must be in the history with its amount"),
     (IdKind.BUSINESS, _MAIN_BALANCES, "balance must be deposits - transfers of the main balance's history"),
-    (IdKind.TRANSACTION, _TRANSFERS, "a transfer from the main balance must be a funding of the same amount"),
+    (IdKind.TRANSACTION, _TRANSFERS, "what the main balance's history funded must be a funding of the same amount"),
+    (IdKind.TRANSACTION, _FUNDINGS, "a funding must have its origin in the main balance's history"),
     (
         IdKind.BUSINESS,
         _DAY_SUMS,
-        "a day's kept sum must be that of its history; no money is wrong, and `payouts business recount` counts anew",
+        "a day's kept sum must be that of its history: find out which was changed, then: payouts business recount",
     ),
     (IdKind.TRANSACTION, _REFERENCES, "a payment with a reference must be the one that the reference names"),
     (IdKind.TRANSACTION, _REFERENCES_USED_AGAIN, "a payment whose reference was used again must have been reversed"),

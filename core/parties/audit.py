@@ -37,6 +37,7 @@ class Action(StrEnum):
     KEY_REVOKED = "key.revoked"
     USER_ACTIVATED = "user.activated"
     USER_DEACTIVATED = "user.deactivated"
+    SUMS_RECOUNTED = "sums.recounted"
     BATCH_ACCEPTED = "batch.accepted"
     BATCH_CANCELLED = "batch.cancelled"
     MEMBER_INVITED = "member.invited"

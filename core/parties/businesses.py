@@ -47,6 +47,8 @@ class Business:
     """The number of its newest history row."""
     requires_keys: bool
     """Calls that pay must name an idempotency key or a reference."""
+    numbered_later: int
+    """Up to this number, rows were numbered after they were written."""
 
 
 _FIELDS = [field.name for field in fields(Business)]
@@ -126,9 +128,14 @@ def set_low_balance_threshold(connection: Connection, business_id: UUID, thresho
 
 
 def fund_business(connection: Connection, business_id: UUID, amount_cents: int) -> Business:
-    """Add cents from outside to a business's payout balance, with a history row of type `funding`."""
+    """Add cents from outside to a business's payout balance, with a history row of type `funding`.
+
+    The main balance's history gets a row with the same id, of type `external`, and the balance stays as it was.
+    """
     _check_amount(amount_cents)
-    _credit_payout_balance(connection, lock_business(connection, business_id), amount_cents, new_id())
+    business, id_ = lock_business(connection, business_id), new_id()
+    _credit_payout_balance(connection, business, amount_cents, id_)
+    _move_main_balance(connection, business_id, id_, "external", amount_cents, business.balance)
     return get_business(connection, business_id)
 
 

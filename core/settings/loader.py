@@ -53,6 +53,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     database_password: Annotated[
         str, Meta(description="password of the database, if the URL has none; any characters, not encoded")
     ] = ""
+    migration_database_url: Annotated[
+        str,
+        Meta(
+            description="the same database with a role that may create roles and tables, for `payouts migrate` alone; "
+            "with it, the tables belong to a role that nobody logs in as"
+        ),
+    ] = ""
+    migration_database_password: Annotated[
+        str, Meta(description="password of `PAYOUTS_MIGRATION_DATABASE_URL`, if that has none")
+    ] = ""
     redis_url: Annotated[
         str,
         Meta(description="Redis or Valkey for locks and replies, as `redis://`, `rediss://` or `redis+sentinel://`"),
@@ -201,13 +211,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
 _SCHEMES = {
     "database_url": ("postgresql://", "postgres://"),
+    "migration_database_url": ("postgresql://", "postgres://"),
     "redis_url": ("redis://", "rediss://", "redis+sentinel://", "rediss+sentinel://"),
     "broker_url": (
         *("redis://", "rediss://", "redis+sentinel://", "rediss+sentinel://"),
         *("amqp://", "amqps://", "redis+socket://"),
     ),
 }
-SECRETS = (*_SCHEMES, "database_password", "hash_secret", "flower_password")
+SECRETS = (*_SCHEMES, "database_password", "migration_database_password", "hash_secret", "flower_password")
 """Never shown; each may be given as the path of a file, too."""
 _WITHOUT_SETTING = ("HOST", "KEY", "URL")
 """Variables that are read elsewhere: by the Procfile, and by `payouts push`."""
@@ -249,6 +260,34 @@ def load_database_url(environment: Mapping[str, str] = os.environ) -> str | None
         raise SettingsError(mistakes)
     url: str | None = values.get("database_url")
     return url
+
+
+def load_migration_database_url(environment: Mapping[str, str] = os.environ) -> str | None:
+    """Return the URL by which the database is migrated; None where it is not set, so that the ordinary one is meant.
+
+    Raises:
+        SettingsError: with every mistake.
+
+    """
+    values, mistakes = _read_values(environment, required=())
+    if mistakes:
+        raise SettingsError(mistakes)
+    url: str | None = values.get("migration_database_url")
+    return url
+
+
+def load_hash_secret(environment: Mapping[str, str] = os.environ) -> bytes | None:
+    """Return the hash secret, for commands that need no more than it and the database; None where it is not set.
+
+    Raises:
+        SettingsError: it is set, and wrong.
+
+    """
+    values, mistakes = _read_values(environment, required=())
+    if "hash_secret" not in values and (own := [each for each in mistakes if variable_name("hash_secret") in each]):
+        raise SettingsError(own)
+    secret: str | None = values.get("hash_secret")
+    return None if secret is None else secret.encode()
 
 
 def load_startup_timeout_s(environment: Mapping[str, str] = os.environ) -> float:
@@ -369,12 +408,17 @@ def _read_values(environment: Mapping[str, str], required: Collection[str]) -> t
         if name in _SCHEMES and (problem := _find_wrong_url(name, text)):
             del values[name]
             mistakes.append(f"{source}: {shown} does not fit: {problem}")
-    if "database_password" in values and "database_url" in values:
-        if read_url(values["database_url"]).has_password:
-            both = f"{variable_name('database_password')} and the one in {variable_name('database_url')}"
+    for url, password in (
+        ("database_url", "database_password"),
+        ("migration_database_url", "migration_database_password"),
+    ):
+        if password not in values or url not in values:
+            continue
+        if read_url(values[url]).has_password:
+            both = f"{variable_name(password)} and the one in {variable_name(url)}"
             mistakes.append(f"There are two passwords, {both}: set one of them")
         else:
-            values["database_url"] = _add_password(values["database_url"], values["database_password"])
+            values[url] = _add_password(values[url], values[password])
     return values, mistakes
 
 

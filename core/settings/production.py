@@ -22,7 +22,7 @@ def find_unsafe(values: Mapping[str, Any], mistakes: Collection[str], environmen
     if "database_url" in values and not _has_credentials(values["database_url"], environment):
         unsafe.append(
             f"{variable_name('database_password')} is not set, and {variable_name('database_url')} has no password: "
-            "expected one of them in production (with docker-compose: POSTGRES_PASSWORD)"
+            "expected one of them in production"
         )
     return unsafe
 

@@ -171,6 +171,31 @@ def show_signed_out(page: Page, shop: Shop, _: Path) -> None:
     expect(page.get_by_role("alert")).to_be_visible()
 
 
+def show_payment(page: Page, shop: Shop, _: Path) -> None:
+    page.goto(f"{shop.admin.base}/transactions?search=order-7")
+    page.get_by_role("link", name="Allocation").first.click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Payment of $5.00")
+
+
+def show_equal_payments(page: Page, shop: Shop, folder: Path) -> None:
+    rows = "".join(f"person{n}@example.com,{(1000 + n * 137) / 100:.2f}\n" for n in range(12))
+    upload(page, shop, folder / "people.csv", f"email,amount\n{rows}new@example.com,1.00\n{LONG_EMAIL},123456.78\n")
+    expect(page.get_by_text("may be paid a second time")).to_be_visible()
+
+
+def show_already_paid(page: Page, shop: Shop, folder: Path) -> None:
+    rows = "".join(f"p{n}@example.com,5.00,order-{n}\n" for n in range(3))
+    upload(page, shop, folder / "people.csv", f"email,amount,reference\n{rows}new@example.com,1.00,{uuid4().hex}\n")
+    expect(page.get_by_text("rows are already paid")).to_be_visible()
+    page.get_by_role("button", name="Pay $1.00").click()
+    expect(page.get_by_text("Already paid").first).to_be_visible()
+
+
+def show_refused_references(page: Page, shop: Shop, folder: Path) -> None:
+    upload(page, shop, folder / "people.csv", "email,amount,reference\np1@example.com,6.00,order-1\n")
+    expect(page.get_by_text("It cannot be accepted.")).to_be_visible()
+
+
 PAGES: dict[str, Callable[[Page, Shop, Path], None]] = {
     "home": at("{base}"),
     "home-test-mode": at("{test}"),
@@ -180,7 +205,13 @@ PAGES: dict[str, Callable[[Page, Shop, Path], None]] = {
     "user": at("{base}/users/{user}"),
     "transactions": at("{base}/transactions"),
     "transactions-wrong-filter": at("{base}/transactions?from=2026-13-45"),
+    "transactions-nothing-found": at("{base}/transactions?search=no+such+reference"),
+    "transactions-by-reference": at("{base}/transactions?search=order-7"),
+    "payment": show_payment,
     "batches": at("{base}/batches"),
+    "batch-equal-payments": show_equal_payments,
+    "batch-already-paid": show_already_paid,
+    "batch-refused-references": show_refused_references,
     "batches-mistakes": show_mistakes,
     "batch": at("{base}/batches/{batch}"),
     "batch-preview": show_preview,

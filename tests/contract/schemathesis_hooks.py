@@ -1,5 +1,5 @@
 """What schemathesis is told beyond the document: which texts are e-mails, CSV and NDJSON by the product's rules, and
-that references are new, which JSON Schema has no word for."""
+that references are new and integers of batches are written without a point, which JSON Schema has no words for."""
 
 from typing import Any
 from uuid import uuid4
@@ -38,9 +38,11 @@ def before_load_schema(_: schemathesis.HookContext, raw_schema: dict[str, Any]) 
 
 @schemathesis.hook
 def map_body(_: schemathesis.HookContext, body: Any) -> Any:
-    """Make short references new ones: which were used before, the document cannot tell."""
+    """Make short references new ones, and write a batch's amounts as the integers that they are."""
     rows = body.get("allocations", [body]) if isinstance(body, dict) else []
     for row in rows if isinstance(rows, list) else []:
         if isinstance(row, dict) and isinstance(row.get("reference"), str) and 0 < len(row["reference"].strip()) < 200:
             row["reference"] += uuid4().hex
+        if isinstance(row, dict) and row is not body and isinstance(row.get("amount"), float):
+            row["amount"] = int(row["amount"]) if row["amount"].is_integer() else row["amount"]
     return body

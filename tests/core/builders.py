@@ -151,7 +151,9 @@ def wait_until_blocked(database: Database) -> None:
 
 
 def run_sql(database: Database, statement: str, **parameters: object) -> None:
+    """Run a statement behind the product's back, as one who gets around what keeps the history as it is."""
     with database.transaction() as connection:
+        connection.execute(sa.text("SET LOCAL payouts.rewrite_history = 'on'"))
         connection.execute(sa.text(statement), parameters)
 
 

@@ -118,7 +118,7 @@ WRONG = [
     ("UPDATE businesses SET balance = balance + 1 WHERE mode = 'live'", "business"),
     ("DELETE FROM main_transactions WHERE type = 'deposit' AND amount = 500", "business"),
     ("UPDATE main_transactions SET amount = amount + 1 WHERE type = 'transfer'", "both"),
-    ("UPDATE payout_transactions SET id = uuidv7() WHERE amount = 200", "transfer"),
+    ("UPDATE payout_transactions SET id = uuidv7() WHERE amount = 200", "transfer and funding"),
 ]
 
 
@@ -133,8 +133,13 @@ def test_verify_names_what_is_wrong_with_a_main_balance(
         transfer_id = connection.execute(
             sa.text("SELECT id FROM main_transactions WHERE type = 'transfer'")
         ).scalar_one()
+        funding_id = connection.execute(sa.text("SELECT id FROM payout_transactions WHERE amount = 200")).scalar_one()
     business, transfer = format_id(IdKind.BUSINESS, payer.business.id), format_id(IdKind.TRANSACTION, transfer_id)
-    expected = {"business": [business], "transfer": [transfer], "both": [business, transfer]}[named]
+    expected = {
+        "business": [business],
+        "both": [business, transfer],
+        "transfer and funding": [transfer, format_id(IdKind.TRANSACTION, funding_id)],
+    }[named]
     assert [each.id for each in verify_books(database).discrepancies] == expected
 
 

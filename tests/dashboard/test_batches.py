@@ -277,7 +277,7 @@ def test_a_preview_counts_what_is_already_paid_and_pays_the_rest(
     wait_until(lambda: system.read_paid(account) == (2, 300))
     refused = admin.follow(upload(admin, account.business, content.replace(b"100", b"101"), unit="cents"))
     assert "It cannot be accepted." in refused.text
-    assert "those of the rows 1 were used before" in refused.text
+    assert "these were used before for another e-mail or amount: march." in refused.text
     nothing = upload(admin, account.business, content, unit="cents")
     done = admin.follow(admin.send(admin.follow(nothing).form(nothing.headers["location"])))
     assert "There was nothing to pay: every row was paid before." in done.text

@@ -26,7 +26,7 @@ from core.batches.acceptance import Accepted, ReferencesReused
 from core.batches.payout_batch import BatchRow, PayoutBatch, RowOutcome
 from core.database.connection import Database
 from core.messages import Allocation, Outcome
-from tests.core.batch_builders import cancel, pay_chunk, read_batch, try_to_accept
+from tests.core.batch_builders import cancel, pay_chunk, read_batch, release_batch, try_to_accept
 from tests.core.builders import allocate, allocation_of, withdraw
 from tests.servers import Account, open_account, verify_books
 
@@ -151,6 +151,8 @@ class References(RuleBasedStateMachine):
         payments = Counter((row.reference, row.email, row.amount_cents) for row in new)
         self.named += payments
         self.files.append(file)
+        if answer.batch.finished_at is None:
+            assert release_batch(self.database, answer.batch) is not None
         assert self.standing() == before + payments
         return answer.batch
 

@@ -7,8 +7,9 @@ import time
 import redis
 from celery import Celery
 
+from core.chain.proof import prove
 from core.database.connection import Database, describe_error, read_clock_us
-from core.ledger.verification import Verdict, verify
+from core.ledger.verification import Verdict
 from core.sealing import ForgeryError
 from core.settings.loader import Settings
 from workers.app import VERDICT_KEY, VERIFY_TASK
@@ -51,15 +52,15 @@ class BooksVerifier:
         try:
             with self._make_database() as database:
                 with database.snapshot() as connection:
-                    found = verify(connection)
+                    found = prove(connection, self._settings.hash_secret_bytes)
                 ended_at_us = database.read(read_clock_us)
-            verdict = Verdict(len(found.discrepancies), ended_at_us, time.monotonic() - began_at)
+            verdict = Verdict(found.places, ended_at_us, time.monotonic() - began_at)
             self._client.set(VERDICT_KEY, verdict.seal(self._settings.hash_secret_bytes))
         except Exception as error:  # noqa: BLE001 (an alert says that it was not done for long)
             logger.error("the books could not be verified: %s", describe_error(error))
             return
         if found.balanced:
-            logger.info("the books balance: %d transactions, %.1f s", found.transactions, verdict.took_s)
+            logger.info("the books balance: %d transactions, %.1f s", found.verification.transactions, verdict.took_s)
         else:
             logger.error("the books do not balance in %d places: `payouts verify` names them", verdict.discrepancies)
 

@@ -7,9 +7,10 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from api.cli.doctor.findings import Finding, Status, host_of
-from api.cli.doctor.standbys import find_waiting_commits, read_standbys
+from api.cli.doctor.standbys import find_lossy_failover, find_waiting_commits, read_standbys
 from core.database.connection import DATABASE_ERRORS, Database, describe_error, read_clock_us
 from core.database.revision import REQUIRED_REVISION, read_revision
+from core.database.roles import Standing, read_standing
 from core.settings.loader import Settings
 from core.settings.variables import variable_name
 
@@ -27,7 +28,7 @@ def check_database(database: Database, settings: Settings) -> list[Finding]:
     except DATABASE_ERRORS as error:
         text, fix = _explain_database_error(error, place)
         reason = "not known without the database"
-        skipped = ("schema", "clocks", "durability", "connections")
+        skipped = ("schema", "clocks", "durability", "connections", "roles")
         return [
             Finding("database", Status.PROBLEM, text, fix),
             *(Finding(name, Status.SKIPPED, reason) for name in skipped),
@@ -87,15 +88,20 @@ def _examine_database(connection: Connection, place: str, connect_s: float) -> l
         server = Finding("database", Status.PROBLEM, f"{text}, which only reads", fix)
     else:
         server = Finding("database", Status.OK, text)
+    standbys = read_standbys(connection)
+    revision = read_revision(connection)
     return [
         server,
-        _examine_schema(read_revision(connection)),
+        _examine_schema(revision),
         _examine_clocks(database_us / 1_000_000 - (began + ended) / 2),
-        find_waiting_commits(read_standbys(connection))
-        or _examine_durability(
+        find_waiting_commits(standbys)
+        or _find_lost_commits(
             {"synchronous_commit": synchronous_commit, "fsync": fsync, "full_page_writes": full_page_writes}
-        ),
+        )
+        or find_lossy_failover(standbys)
+        or Finding("durability", Status.OK, "a commit is on disk before it is answered 201"),
         _examine_connections(left),
+        _examine_roles(read_standing(connection) if revision >= REQUIRED_REVISION else None),
     ]
 
 
@@ -113,12 +119,24 @@ def _examine_clocks(skew_s: float) -> Finding:
     return Finding("clocks", Status.WARNING, f"{text}; payouts go on, logs mislead", "run NTP on both machines")
 
 
-def _examine_durability(values: Mapping[str, str]) -> Finding:
+def _find_lost_commits(values: Mapping[str, str]) -> Finding | None:
     off = [name for name, value in values.items() if value in {"off", "local"}]
     if not off:
-        return Finding("durability", Status.OK, "a commit is on disk before it is answered 201")
+        return None
     fix = "switch it on in postgresql.conf, and let no pooler in between drop what a connection asks for"
     return Finding("durability", Status.PROBLEM, f"a 201 may be lost in a crash: {', '.join(off)} is off", fix)
+
+
+def _examine_roles(standing: Standing | None) -> Finding:
+    if standing is None:
+        return Finding("roles", Status.SKIPPED, "not known before the migration")
+    if not standing.owns_history and not standing.may_rewrite_history:
+        return Finding("roles", Status.OK, f"the role {standing.role} may write the history, and not rewrite it")
+    what = "owns the tables" if standing.owns_history else "may change and delete what is written"
+    fix = (
+        f"give the processes a role of their own: set {variable_name('migration_database_url')} and run payouts migrate"
+    )
+    return Finding("roles", Status.WARNING, f"the role {standing.role} {what}: it can rewrite the history", fix)
 
 
 def _examine_connections(left: int) -> Finding:

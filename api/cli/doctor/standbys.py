@@ -68,6 +68,22 @@ def find_waiting_commits(standbys: Standbys) -> Finding | None:
     return Finding("durability", Status.PROBLEM, what, fix)
 
 
+def find_lossy_failover(standbys: Standbys) -> Finding | None:
+    """Return a warning where a failover would lose what was answered 201; None where it would not."""
+    needed, _ = parse_names(standbys.setting)
+    if needed > 0 or not standbys.attached:
+        return None
+    text = (
+        f"{len(standbys.attached)} standbys are attached, and all are asynchronous: a 201 means that a payment is on "
+        "this server's disk, and a failover loses the last ones"
+    )
+    fix = (
+        "name a standby in synchronous_standby_names, so that a commit is on two disks before it is answered 201; "
+        "otherwise compare with a head that was kept elsewhere after each failover: payouts verify --against"
+    )
+    return Finding("durability", Status.WARNING, text, fix)
+
+
 def parse_names(setting: str) -> tuple[int, list[str]]:
     """Return how many standbys a commit waits for, and the names that count; no names where all do (`*`)."""
     found = _LIST.match(setting)

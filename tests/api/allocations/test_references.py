@@ -1,6 +1,7 @@
 """References of single calls, over HTTP, on the real parts."""
 
 import json
+import socket
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from core.ids import IdKind, format_id
 from core.parties.businesses import set_payouts_enabled, set_requires_keys
 from tests.core.builders import read_history
+from tests.polling import wait_until
 from tests.servers import Account, System, open_account, verify_books
 
 EMAIL = "user@example.com"
@@ -213,3 +215,29 @@ def test_a_batch_needs_a_key_where_keys_are_required(client: httpx.Client, stric
         assert (response.status_code, response.json()) == (400, KEY_REQUIRED)
     headers = strict_account.headers | {"Idempotency-Key": "key"}
     assert client.post("/payout/batches", json=good, headers=headers).status_code == 202
+
+
+# Clients and proxies that send a POST again by themselves
+
+
+@pytest.mark.parametrize(
+    ("key", "fields", "paid"),
+    [("a-key", {}, 1), (None, {"reference": "order-1"}, 1), ("a-key", {"reference": "order-1"}, 1), (None, {}, 2)],
+)
+def test_a_call_whose_answer_is_lost_and_that_is_sent_again_pays_once_if_it_has_a_name(
+    system: System, client: httpx.Client, account: Account, key: str | None, fields: dict[str, str], paid: int
+) -> None:
+    """What Java's HttpURLConnection, OkHttp, curl and proxies do: the connection ends after the commit."""
+    body = json.dumps({"email": EMAIL, "amount": 100} | fields).encode()
+    named = f"Idempotency-Key: {key}\r\n" if key else ""
+    head = (
+        f"POST /payout/create HTTP/1.1\r\nHost: a\r\nAuthorization: {account.headers['Authorization']}\r\n{named}"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    )
+    with socket.create_connection(system.address) as connection:
+        connection.sendall(head.encode() + body)
+        wait_until(lambda: system.read_paid(account) == (1, 100))
+    again = pay(client, account, key, **fields)
+    assert again.status_code == 201
+    assert system.read_paid(account) == (paid, paid * 100)
+    assert ("idempotent-replayed" in again.headers) == (paid == 1)

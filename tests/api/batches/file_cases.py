@@ -170,7 +170,7 @@ USERS = (
     "id,email,balance_cents,balance_dollars,currency,status,created_at,updated_at\n"
     "usr_1,a@example.com,100,1.00,USD,active,2026-01-01T00:00:00Z,2026-01-01T00:00:00Z\n"
 )
-BOMB = gzip.compress(HEADER.encode() + b"a@example.com,1\n" * 3_000_000, 1)
+BOMB = gzip.compress(HEADER.encode() + b"a@example.com,1\n" * 3_000_000, 1, mtime=0)
 SETTLED = paid(("+nora@example.com", 1500, "=2"), ("c@example.com", 250), says="2 rows were paid before and left out")
 
 
@@ -456,7 +456,7 @@ def make_cases() -> Iterator[Case]:
     ):
         foreign = refused(f"his is {kind}, which is not read. Open it and save it as .xlsx or as CSV UTF-8.")
         yield from at_doors(58, foreign_content, cents=foreign, api=refused(kind, "Send CSV, NDJSON or JSON"))
-    yield from at_doors(59, gzip.compress(one("100").encode()), cents=paid((A, 100)), name="people.csv.gz")
+    yield from at_doors(59, gzip.compress(one("100").encode(), mtime=0), cents=paid((A, 100)), name="people.csv.gz")
     yield from at_doors(59, BOMB, cents=refused("unpacks to more than 32 MB"), name="people.csv.gz")
     yield from at_doors(60, one("100").encode("utf-16"), cents=paid((A, 100)), name="people.txt")
     yield from at_doors(

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from redis import Redis
 
+from api.cli.doctor.standbys import Standbys, find_lossy_failover
 from api.local.valkey import EmbeddedValkey
 from core.ids import new_id
 from core.in_doubt.records import Doubt, InDoubt
@@ -19,8 +20,8 @@ from tests.servers import HASH_SECRET, Parts, Servers, System, run_system, run_v
 from workers.in_doubt import open_records
 
 PAYOUTS = str(Path(sys.executable).with_name("payouts"))
-NAMES = ["settings", "database", "schema", "clocks", "durability", "connections", "redis", "redis memory", "broker",
-         "worker", "batches worker", "beat", "state folder", "in doubt"]  # fmt: skip
+NAMES = ["settings", "database", "schema", "clocks", "durability", "connections", "roles", "redis", "redis memory",
+         "broker", "worker", "batches worker", "beat", "state folder", "in doubt"]  # fmt: skip
 
 
 class Report:
@@ -215,3 +216,29 @@ def test_something_in_doubt(system: System) -> None:
         records.discard([stranger])
     assert report.status_of("in doubt") == "warning"
     assert "payouts resolve" in report["in doubt"]["fix"]
+
+
+def test_a_role_that_owns_the_tables_is_a_warning(system: System) -> None:
+    report = examine(system)
+    assert report.status_of("roles") == "warning"
+    assert "can rewrite the history" in report["roles"]["text"]
+    assert "PAYOUTS_MIGRATION_DATABASE_URL" in report["roles"]["fix"]
+
+
+@pytest.mark.parametrize(
+    ("standbys", "is_warned_of"),
+    [
+        (Standbys("", [], 0, 0), False),
+        (Standbys("", ["replica"], 0, 0), True),
+        (Standbys("", [None], 0, 0), True),
+        (Standbys("replica", ["replica"], 0, 0), False),
+        (Standbys("ANY 1 (a, b)", ["a", "backup"], 0, 0), False),
+    ],
+)
+def test_standbys_that_are_all_asynchronous_are_a_warning(standbys: Standbys, is_warned_of: bool) -> None:
+    finding = find_lossy_failover(standbys)
+    assert (finding is not None) == is_warned_of
+    if finding is not None:
+        assert finding.status == "warning"
+        assert "a failover loses the last ones" in finding.text
+        assert "payouts verify --against" in str(finding.fix)

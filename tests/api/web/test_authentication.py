@@ -29,6 +29,7 @@ def status_codes(client: httpx.Client, account: Account, secret_key: str) -> set
 
 def run(system: System, statement: str, **parameters: object) -> None:
     with system.database.transaction() as connection:
+        connection.execute(sa.text("SET LOCAL payouts.rewrite_history = 'on'"))
         connection.execute(sa.text(statement), parameters)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from uuid import UUID
 
 import pytest
+import sqlalchemy as sa
 
 from core.database.connection import Database
 from core.ids import IdKind, format_id, new_id
@@ -28,8 +29,12 @@ def ids(database: Database, payer: Account) -> dict[str, UUID]:
         reversal_id = connection.exec_driver_sql(
             "SELECT id FROM payout_transactions WHERE type = 'reversal'"
         ).scalar_one()
+        funding_id = connection.execute(
+            sa.text("SELECT id FROM main_transactions WHERE business_id = :id"), {"id": payer.business.id}
+        ).scalar_one()
     return {
         "business": payer.business.id,
+        "funding": funding_id,
         "a": user_ids[0],
         "b": user_ids[1],
         "kept": kept.id,
@@ -74,7 +79,10 @@ def test_the_books_balance_after_work(database: Database, ids: dict[str, UUID]) 
         ("UPDATE payout_users SET balance = 0 WHERE id = :a", user("a")),
         ("UPDATE payout_transactions SET amount = amount + 1 WHERE id = :kept", business_and("a")),
         ("DELETE FROM payout_transactions WHERE id = :kept", business_and("a")),
-        ("DELETE FROM payout_transactions WHERE business_id = :business AND type = 'funding'", business_and()),
+        (
+            "DELETE FROM payout_transactions WHERE business_id = :business AND type = 'funding'",
+            lambda ids: [*business_and()(ids), format_id(IdKind.TRANSACTION, ids["funding"])],
+        ),
         ("DELETE FROM payout_transactions WHERE id = :reversal", business_and("b")),
         ("DELETE FROM payout_users WHERE id = :a", user("a")),
     ],
@@ -120,15 +128,18 @@ def test_a_user_without_a_business_is_named(database: Database) -> None:
 
 
 def test_a_history_without_a_business_is_named(database: Database) -> None:
-    business_id = new_id()
+    business_id, funding_id = new_id(), new_id()
     run_sql(
         database,
         "INSERT INTO payout_transactions (business_id, id, type, amount, payout_balance_after)"
         " VALUES (:business_id, :id, 'funding', 5, 5)",
         business_id=business_id,
-        id=new_id(),
+        id=funding_id,
     )
-    assert wrong_ids(database) == [format_id(IdKind.BUSINESS, business_id)]
+    assert wrong_ids(database) == [
+        format_id(IdKind.BUSINESS, business_id),
+        format_id(IdKind.TRANSACTION, funding_id),
+    ]
 
 
 def test_a_discrepancy_says_what_is_and_what_should_be(database: Database) -> None:
