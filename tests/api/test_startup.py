@@ -13,7 +13,7 @@ import pytest
 
 from api.local.ports import find_free_port
 from api.local.procfile import parse_procfile
-from tests.servers import HASH_SECRET, ROOT, Servers, run_valkey
+from tests.servers import HASH_SECRET, ROOT, Servers, open_account, run_system, run_valkey
 
 PROCFILE: dict[str, str] = parse_procfile((ROOT / "Procfile").read_text())
 COMMANDS = PROCFILE | {"migrate": "payouts migrate", "list": "payouts business list", "up": "exec payouts up --port 0"}
@@ -163,3 +163,15 @@ def start(name: str, directory: Path, database_url: str, redis_url: str) -> subp
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def test_state_folder_that_cannot_be_written_is_told_and_calls_are_answered(servers: Servers, tmp_path: Path) -> None:
+    (tmp_path / "state").write_text("no folder")
+    with (
+        run_valkey() as valkey,
+        run_system(Servers(servers.postgres_url, valkey.url), state_dir=str(tmp_path / "state")) as system,
+        system.client() as client,
+    ):
+        account = open_account(system.database)
+        assert system.pay(client, account, "user@example.com", 5).status_code == 201
+        assert "in-doubt cannot be written" in system.logs()

@@ -137,11 +137,13 @@ def test_the_next_process_finishes_what_the_last_one_answered_500(end: str) -> N
             assert count_commits_that_wait(cluster), "no commit was in doubt"
             web.signal(signal.Signals[end])
             web.wait()
-            named = ids_in_log(web.log.read_text())
-            assert named == ids_answered_in_doubt(web.log.read_text())
             code, listed = run_command(cluster, "resolve", "--list")
             assert code == 0
-            assert {each["id"] for each in listed["in_doubt"]} == named
+            in_doubt = {each["id"] for each in listed["in_doubt"]}
+            assert in_doubt
+            if end == "SIGTERM":  # SIGKILL takes the last 0.1 s of the log with it
+                log = web.log.read_text()
+                assert ids_in_log(log) == ids_answered_in_doubt(log) == in_doubt
         wait_until(lambda: read(cluster, _WRITTEN, account) != [(0,)], "a commit went through", 10)
         web.start()
         cluster.wait_until_ready(web)
@@ -239,7 +241,7 @@ def test_batch_that_was_answered_500_is_never_paid_though_its_commit_goes_throug
         with commits_hanging(cluster):
             asking = send_batch_in_background(cluster, account)
             wait_until(lambda: count_commits_that_wait(cluster), "the commit hangs", 10)
-            cluster.links.api_postgres.cut()
+            cluster.links.api_postgres.refuse()
             cut_at = time.monotonic()
             time.sleep(5)
         # The commit went through; workers are alive and could pay it.

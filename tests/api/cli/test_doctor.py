@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,11 @@ from redis import Redis
 
 from api.cli.doctor.standbys import Standbys, find_lossy_failover
 from api.local.valkey import EmbeddedValkey
+from core.ids import new_id
+from core.in_doubt.records import Doubt, InDoubt
+from core.settings.loader import load_settings
 from tests.servers import HASH_SECRET, Parts, Servers, System, run_system, run_valkey
+from workers.in_doubt import open_records
 
 PAYOUTS = str(Path(sys.executable).with_name("payouts"))
 NAMES = ["settings", "database", "schema", "clocks", "durability", "connections", "roles", "redis", "redis memory",
@@ -192,6 +196,26 @@ def test_without_anything_it_says_what_is_missing(tmp_path: Path) -> None:
     assert "PAYOUTS_DATABASE_URL is not set" in done.stdout
     assert done.stderr == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def test_state_folder_that_cannot_be_written(system: System, tmp_path: Path) -> None:
+    (tmp_path / "state").write_text("no folder")
+    report = examine(system, PAYOUTS_STATE_DIR=str(tmp_path / "state"))
+    assert (report.exit_code, report.problems()) == (0, []), report.shown
+    assert report.status_of("state folder") == "warning"
+    assert "PAYOUTS_STATE_DIR" in report["state folder"]["fix"]
+
+
+def test_something_in_doubt(system: System) -> None:
+    settings = load_settings(system.environment)
+    # Of a business that does not exist: nobody can finish it.
+    stranger = InDoubt(Doubt.BATCH_FAILED, new_id(), new_id())
+    with closing(open_records(settings)) as records:
+        records.add([stranger])
+        report = examine(system)
+        records.discard([stranger])
+    assert report.status_of("in doubt") == "warning"
+    assert "payouts resolve" in report["in doubt"]["fix"]
 
 
 def test_a_role_that_owns_the_tables_is_a_warning(system: System) -> None:
