@@ -52,8 +52,8 @@ picture: ## Make the picture of the dashboard.
 bench: ## Measure the speed, side by side with other designs.
 	.venv/bin/python -m tests.bench
 
-coverage: ## Show which lines the tests do not reach that say what the product does.
-	COVERAGE_OF_SERVERS=1 .venv/bin/pytest -n 2 --dist loadfile --cov --cov-report=term tests/core tests/api/resources tests/api/batches tests/api/web tests/workers/tasks
+coverage: ## Show which lines the quick tests do not reach.
+	.venv/bin/pytest -q -m quick -n 2 --dist loadfile --cov --cov-report=term
 
 python-3.13: ## Run the quick tests on Python 3.13, in a tree of Debian 13. Needs root.
 	.ci/python-3.13

@@ -186,13 +186,6 @@ class Parts:
     is_waited_for: bool = True
 
 
-def _coverage_variables() -> dict[str, str]:
-    """Return what makes coverage measure a server, if that is asked for: it then needs twice the time."""
-    if "COVERAGE_OF_SERVERS" not in os.environ:
-        return {}
-    return {name: value for name, value in os.environ.items() if name.startswith("COVERAGE_PROCESS_")}
-
-
 @contextmanager
 def run_system(servers: Servers, parts: Parts | None = None, /, **settings: str) -> Iterator[System]:
     """Run the Procfile's processes, or some; further settings as keyword arguments (`group_max="5"`).
@@ -220,7 +213,6 @@ def run_system(servers: Servers, parts: Parts | None = None, /, **settings: str)
             "PAYOUTS_HASH_SECRET": HASH_SECRET,
             "PAYOUTS_STATE_DIR": str(log_dir / "state"),
             **{f"PAYOUTS_{name.upper()}": value for name, value in settings.items()},
-            **_coverage_variables(),
         }
         system = System(f"http://127.0.0.1:{port}", environment, database, log_dir)
         try:
