@@ -192,6 +192,8 @@ def test_rows_from_before_are_numbered_by_time(servers: Servers) -> None:
                 id=id_,
             )
         migrate(database)
+        # Each funding has got its origin.
+        assert verify_books(database).discrepancies == []
         for id_ in ids:
             assert len(read_numbers(database, id_)) == 4
             with database.transaction() as connection:
