@@ -173,7 +173,7 @@ def test_from_the_invitation_to_signing_out(
     # The history as a file.
     page.get_by_role("link", name="Transactions", exact=True).click()
     page.get_by_label("What").select_option("allocation")
-    page.get_by_label("User's e-mail").fill("user@example.com")
+    page.get_by_label("Id, e-mail or reference").fill("user@example.com")
     page.get_by_role("button", name="Show").click()
     expect(page.locator("tbody tr")).to_have_count(2)
     with page.expect_download() as download:
