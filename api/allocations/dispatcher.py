@@ -327,6 +327,12 @@ class Dispatcher:
         Somebody holds their rows, say. They are tried again soon, then less often, and take no place meanwhile.
         """
         self._exchanges.discard(exchange)
+        if exchange not in self._held_up:
+            logger.warning(
+                "a group of %d is sent again: no worker could carry out any of it",
+                len(exchange.undecided),
+                extra=about(allocations=_allocations(exchange.undecided), copy=exchange.published + 1),
+            )
         self._held_up.add(exchange)
         self._note_held_up()
         exchange.resend_at = asyncio.get_running_loop().time() + exchange.held_up_again_after_s

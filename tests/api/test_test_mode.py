@@ -288,7 +288,14 @@ def test_nothing_in_a_call_picks_another_mode_than_the_key(system: System, clien
     body = {"email": EMAIL, "amount": 1} | wanted
     assert client.post("/payout/create", params=wanted, json=body, headers=headers).status_code == 201
     for path in ("/balance", "/payout/users", "/payout/transactions"):
-        assert client.get(path, params=wanted, headers=headers).json() == read(client, one, path)
+        assert client.get(path, headers=headers).json() == read(client, one, path)
+    assert client.get("/balance", params=wanted, headers=headers).json() == read(client, one, "/balance")
+    for path in ("/payout/users", "/payout/transactions"):
+        refused = client.get(path, params=wanted, headers=headers)
+        assert (refused.status_code, refused.json()) == (
+            400,
+            {name: [f"The {name} parameter is not known."] for name in wanted},
+        )
     assert everything(client, other) == before
 
 

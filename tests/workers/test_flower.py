@@ -123,7 +123,14 @@ def test_tasks_show_up_and_succeed_and_leak_nothing(watched: Watched) -> None:
 def read_all_pages(watched: Watched) -> str:
     """Return what Flower has to say, in JSON and on every page."""
     with watched.client() as client:
-        workers = client.get("/api/workers", params={"refresh": "1"}).json()
+
+        def ask() -> dict[str, Any]:
+            workers: dict[str, Any] = client.get("/api/workers", params={"refresh": "1"}).json()
+            return workers
+
+        # A worker that is busy answers a question late, and Flower waits for a second.
+        wait_until(lambda: all("active_queues" in told for told in ask().values()), ask, 20)
+        workers = ask()
         assert {name.split("-")[0] for name in workers} == {"worker", "batches"}
         (queues,) = client.get("/api/queues/length").json().values()
         assert {queue["name"] for queue in queues} == {"allocations", "batches"}
