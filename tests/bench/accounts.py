@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from core.credentials import KeyKind, Mode, digest_of, make_api_key
 from core.database.connection import Database
-from core.database.tables import api_keys, businesses, payout_transactions
+from core.database.tables import api_keys, businesses, main_transactions, payout_transactions
 from core.ids import new_id
 from core.messages import Allocation
 
@@ -80,18 +80,15 @@ def open_accounts(database: Database) -> Accounts:
                 for each in accounts
             ],
         )
+        fundings = [
+            {"business_id": each.business_id, "id": new_id(), "type": "funding", "amount": FUNDS_CENTS}
+            for each in accounts
+        ]
         connection.execute(
-            payout_transactions.insert(),
-            [
-                {
-                    "business_id": each.business_id,
-                    "id": new_id(),
-                    "type": "funding",
-                    "amount": FUNDS_CENTS,
-                    "payout_balance_after": FUNDS_CENTS,
-                }
-                for each in accounts
-            ],
+            main_transactions.insert(), [each | {"type": "external", "balance_after": 0} for each in fundings]
+        )
+        connection.execute(
+            payout_transactions.insert(), [each | {"payout_balance_after": FUNDS_CENTS} for each in fundings]
         )
         connection.execute(
             api_keys.insert(),
